@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The C helpers of the `ferrule` crate. See helpers.h. */
+
+#include "bindings_helper.h"
+
+#include "helpers/workqueue.c"
+
+#ifdef FERRULE_FEATURE_device_mapper
+#include "helpers/bio.c"
+#include "helpers/device_mapper.c"
+#endif
+
+#ifdef FERRULE_FEATURE_virtio
+#include "helpers/virtio.c"
+#endif
+
+#ifdef FERRULE_FEATURE_balloon
+#include "helpers/mm.c"
+#endif

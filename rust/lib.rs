@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `ferrule`: safe abstractions for device mapper, bios, multipath path selectors, virtio and
+//! memory balloons, on top of the `kernel` crate.
+//!
+//! Everything in Ferrule that touches C is here; the drivers are safe Rust. The crate knows none
+//! of them. A module names the parts that it uses (`ferrule-features` in its Kbuild file), so that
+//! it depends on no C subsystem but its own.
+
+// Which parts exist depends on the module.
+#![allow(dead_code, unexpected_cfgs)]
+
+pub(crate) mod bindings;
+
+#[cfg(feature = "device_mapper")]
+pub mod bio;
+#[cfg(any(feature = "device_mapper", feature = "path_selector"))]
+pub mod device_mapper;
+#[cfg(feature = "balloon")]
+pub mod mm;
+#[cfg(feature = "virtio")]
+pub mod virtio;
+pub mod workqueue;
+
+/// Prefix of the messages that this crate logs.
+const __LOG_PREFIX: &[u8] = b"ferrule\0";
