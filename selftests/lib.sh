@@ -108,7 +108,7 @@ kmsg_since_mark() {
 	dmesg | sed "1,/$CASE_KMSG_MARK/d"
 }
 
-# run_cases NAME...: each in a subshell of its own, in order; CASES="a b" in the environment chooses.
+# run_cases NAME...: each in a subshell of its own, in order. CASES="a b" selects.
 run_cases() {
 	local name number=0 failed=0 status
 	local cases=("$@")

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The commands of the project; Kbuild, beside this file, says what is in the modules.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Which kernel: release, checking or uml (scripts/config/).
+KERNEL ?= release
+# Tests whose name matches.
+T ?=
+export KDIR KSRC V
+
+# $(call tools,GROUPS): the environment that scripts/tools.sh finds or installs.
+tools = set -aeo pipefail; tools=$$(scripts/tools.sh $(1)); eval "$$tools"; set +a
+
+.PHONY: help demo check modules kernel vm lint install clean print-KDIR
+
+help: ## this list
+	@echo 'Ferrule: memory and storage virtualisation for Linux, in Rust. Commands:'
+	@sed -n 's/^\([a-zA-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14 | sed 's/^/  make /'
+	@echo
+	@echo 'Variables: KERNEL=release|checking|uml, T=PATTERN (check), KDIR=a built kernel of your own,'
+	@echo 'KSRC=a kernel source tree of your own, RUSTC, LLVM (such as -22), BINDGEN, V=1,'
+	@echo 'FERRULE_CACHE (source, kernels and tools; ~/.cache/ferrule)'
+
+demo: ## from a fresh machine to all three modules at work, with a table of what was measured
+	@$(call tools,build vm); kdir=$$(scripts/kernel.sh release); \
+	scripts/modules.sh "$$kdir" out/modules/release; \
+	"$$VENV/bin/python3" scripts/demo.py --kdir "$$kdir"
+
+check: ## all tests, or those that match T=PATTERN; KERNEL=checking: with lockdep and KASAN
+	@$(call tools,build vm test); export V; \
+	"$$VENV/bin/python3" scripts/check.py --kernel "$(KERNEL)" --match "$(T)"
+
+modules: ## the three .ko files, in out/modules/, against the cached kernel or KDIR=
+	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
+	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
+	find "out/modules/$(KERNEL)" -name '*.ko' -not -path '*/selftests/*'
+
+kernel: ## the custom kernel (KERNEL= chooses)
+	@$(call tools,build); scripts/kernel.sh "$(KERNEL)" >/dev/null
+
+vm: ## a shell in a virtual machine, with the modules at hand
+	@$(call tools,build vm); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
+	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
+	"$$VENV/bin/python3" scripts/vm.py shell --kernel "$(KERNEL)" --kdir "$$kdir"
+
+lint: ## rustfmt, clippy, checkpatch, shellcheck, ruff
+	@$(call tools,build lint); kdir=$$(scripts/kernel.sh release); scripts/lint.sh "$$kdir"
+
+install: ## modules_install and depmod, for modprobe (INSTALL_MOD_PATH= elsewhere)
+	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
+	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
+	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)" modules_install
+
+clean: ## remove what was built here (the cache stays)
+	@rm -rf out
+
+# For scripts: the build directory of the kernel.
+print-KDIR:
+	@$(call tools,build); scripts/kernel.sh "$(KERNEL)"

@@ -1,0 +1,15 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# The guest's end of vm.py: each line of input is a script in base64; its status follows its output.
+
+mark=$'\x1eferrule-status '
+
+# Guests start with a small console loglevel: let the log have everything.
+echo 7 >/proc/sys/kernel/printk
+
+printf '%s0\n' "$mark"
+while read -r line; do
+	bash -c "$(base64 -d <<<"$line")" 2>&1 </dev/null
+	printf '%s%d\n' "$mark" "$?"
+done

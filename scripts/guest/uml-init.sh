@@ -1,0 +1,33 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Process 1 of a user-mode Linux guest, over the host's root file system, which it must not change.
+
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
+
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+for dir in /dev/shm /tmp /run /var/tmp /mnt; do
+	mount -t tmpfs tmpfs "$dir"
+done
+mkdir -p /run/lock /run/lvm
+mount -t configfs configfs /sys/kernel/config
+mount -t debugfs debugfs /sys/kernel/debug
+
+for word in $(</proc/cmdline); do
+	case $word in
+	ferrule_scripts=*) scripts=${word#*=} ;;
+	ferrule_modules=*) mount --bind "${word#*=}" /lib/modules ;;
+	esac
+done
+
+ip link set lo up
+exec </dev/tty0 >/dev/tty0 2>&1
+stty raw -echo
+setsid bash "$scripts/session.sh"
+sync
+echo o >/proc/sysrq-trigger
+sleep 5

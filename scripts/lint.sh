@@ -1,0 +1,74 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Format and static checks. Argument: the build directory of the kernel.
+
+. "$(dirname "$0")/lib.sh"
+
+kdir=$1
+source=$kdir
+[ ! -e "$kdir/source" ] || source=$(realpath "$kdir/source")
+cd "$FERRULE_ROOT"
+failed=0
+
+files() {
+	git ls-files --cached --others --exclude-standard "$@" | while read -r file; do
+		[ ! -e "$file" ] || echo "$file"
+	done
+}
+
+step() {
+	local name=$1
+	shift
+	if "$@"; then
+		say "$name: clean"
+	else
+		say "$name: FAILED"
+		failed=$((failed + 1))
+	fi
+}
+
+mapfile -t rust < <(files '*.rs')
+mapfile -t c < <(files '*.c' '*.h')
+mapfile -t shell < <(files '*.sh' .ci/run)
+mapfile -t python < <(files '*.py')
+
+# Whole files. "tmpfs tmpfs" is a repeated word to checkpatch, and a command to a shell.
+checkpatch() {
+	"$source/scripts/checkpatch.pl" --strict --no-tree --terse --quiet --show-types \
+		--ignore REPEATED_WORD --file "$@"
+}
+
+clippy() {
+	# Every feature of the crate is in some module.
+	scripts/modules.sh "$kdir" out/lint clean >/dev/null 2>&1 || true
+	scripts/modules.sh "$kdir" out/lint CLIPPY=1 \
+		KRUSTFLAGS='-Dwarnings -Dclippy::undocumented_unsafe_blocks' modules
+}
+
+unit_clippy() {
+	cargo clippy --quiet --manifest-path selftests/unit/Cargo.toml --target-dir out/unit \
+		--all-targets -- -Dwarnings
+}
+
+no_unsafe_in_drivers() {
+	! grep -nE '\bunsafe\b' balloon/*.rs dm-qos/*.rs mpath-sel/*.rs | grep -vE 'unsafe_code|//'
+}
+
+spdx() {
+	local missing
+	missing=$(files | grep -vE '\.md$|^LICENSES/|Cargo.lock$' |
+		xargs grep -L 'SPDX-License-Identifier')
+	[ -z "$missing" ] || echo "no SPDX header: $missing"
+	[ -z "$missing" ]
+}
+
+step rustfmt rustfmt --check --edition 2021 --config-path "$source/.rustfmt.toml" "${rust[@]}"
+step clippy clippy
+step 'unsafe only in rust/' no_unsafe_in_drivers
+step checkpatch checkpatch "${c[@]}" "${shell[@]}"
+step shellcheck shellcheck --severity=style --external-sources "${shell[@]}"
+step 'ruff check' "$VENV/bin/ruff" check --quiet "${python[@]}"
+step 'ruff format' "$VENV/bin/ruff" format --check --quiet "${python[@]}"
+step 'SPDX headers' spdx
+[ "$failed" = 0 ] || die "$failed of the checks failed"

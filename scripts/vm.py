@@ -1,0 +1,382 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Run a guest: the one way for demo, tests and benchmarks.
+
+A guest sees the host's root file system (writes go to a tmpfs), and runs commands one after the
+other in one boot. Kernels "release" and "checking" run in QEMU by virtme-ng, with KVM where a real
+probe boot shows that it works and TCG otherwise; "uml" is user-mode Linux.
+
+    vm.py run [options] -- COMMAND...     run a command, exit with its status
+    vm.py shell [options]                 an interactive shell
+
+As a library: see Guest.
+"""
+
+import argparse
+import base64
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+CACHE = pathlib.Path(
+    os.environ.get("FERRULE_CACHE")
+    or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "ferrule"
+)
+GUEST_SCRIPTS = ROOT / "scripts" / "guest"
+
+# Ends the output of each command of a session; the status follows.
+MARK = "\x1eferrule-status "
+# What a kernel log says when something is wrong. Checked on the whole log after each guest.
+SPLATS = (
+    "BUG:",
+    "WARNING:",
+    "Oops",
+    "Kernel panic",
+    "general protection fault",
+    "KASAN:",
+    "KFENCE:",
+    "INFO: task ",
+    "blocked for more than",
+    "soft lockup",
+    "rcu_preempt self-detected stall",
+    "rcu_sched self-detected stall",
+    "possible recursive locking",
+    "possible circular locking",
+    "possible irq lock inversion",
+    "inconsistent lock state",
+    "suspicious RCU usage",
+    "unreferenced object",
+    "sleeping function called from invalid context",
+    "ODEBUG:",
+    "list_add corruption",
+    "list_del corruption",
+    "refcount_t:",
+    "Modules linked in:",
+    "panicked at",
+    "workqueue lockup",
+    "Segfault with no mm",
+)
+TAIL_LINES = 40
+
+
+class GuestError(Exception):
+    """The guest did not do what it was asked: it hung, died or could not start."""
+
+
+@dataclasses.dataclass
+class Options:
+    """What a guest is made of."""
+
+    kernel: str = "release"
+    kdir: pathlib.Path | None = None
+    cpus: int = 2
+    memory: str = "1G"
+    # Guest time counts instructions (one CPU): the same work gives the same figure.
+    icount: bool = False
+    qmp: pathlib.Path | None = None
+    qemu_opts: list[str] = dataclasses.field(default_factory=list)
+    append: list[str] = dataclasses.field(default_factory=list)
+    # The guest is killed when it has not reached a shell after this many seconds.
+    boot_timeout: float = 240
+    log: pathlib.Path | None = None
+
+
+def find_kdir(kernel: str) -> pathlib.Path:
+    """The newest complete build of a kernel in the cache."""
+    complete = sorted(
+        (CACHE / "build").glob(f"{kernel}-*/.complete"), key=lambda path: path.stat().st_mtime
+    )
+    if not complete:
+        raise GuestError(f"there is no {kernel} kernel yet: make kernel KERNEL={kernel}")
+    return complete[-1].parent
+
+
+def kvm_works(image: pathlib.Path) -> bool:
+    """Whether KVM can boot this kernel. /dev/kvm alone says little, so boot it and see."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    boot_id = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    verdict = CACHE / "kvm-probe"
+    if verdict.exists() and verdict.read_text().split()[:1] == [boot_id]:
+        return verdict.read_text().split()[1] == "yes"
+    command = ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "256M", "-nographic"]
+    command += ["-no-reboot", "-kernel", str(image), "-append", "console=ttyS0 panic=-1"]
+    try:
+        output = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False
+        ).stdout
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+    works = b"Linux version" in output
+    if not works:
+        print("== KVM is present but cannot boot a kernel here: emulating (TCG)", file=sys.stderr)
+    verdict.write_text(f"{boot_id} {'yes' if works else 'no'}\n")
+    return works
+
+
+def vng_command(options: Options, kdir: pathlib.Path) -> list[str]:
+    """The virtme-ng command line of a guest, without what it runs."""
+    # scripts/tools.sh installs virtme-ng beside the Python that runs this.
+    command = [str(pathlib.Path(sys.executable).parent / "vng"), "--run", str(kdir)]
+    command += ["--user", "root", "--force-9p", "--disable-monitor", "--cwd", "/"]
+    command += ["--cpus", "1" if options.icount else str(options.cpus), "--memory", options.memory]
+    qemu_opts = list(options.qemu_opts)
+    if options.icount or not kvm_works(kdir / "arch/x86/boot/bzImage"):
+        command.append("--disable-kvm")
+    if options.icount:
+        qemu_opts.append("-icount shift=0,sleep=off")
+    if options.qmp:
+        qemu_opts.append(f"-qmp unix:{options.qmp},server=on,wait=off")
+    for opt in qemu_opts:
+        command.append(f"--qemu-opts={opt}")
+    # The serial console costs: keep to what matters, and all of it is in the log.
+    for arg in ["oops=panic", *options.append]:
+        command += ["--append", arg]
+    return command
+
+
+def uml_command(options: Options, kdir: pathlib.Path) -> list[str]:
+    """The command line of user-mode Linux."""
+    return [
+        str(kdir / "linux"),
+        f"mem={options.memory}",
+        f"ncpus={options.cpus}",
+        "seccomp=on",
+        "rootfstype=hostfs",
+        "ro",
+        "console=stderr0",
+        "con=null",
+        "con0=fd:0,fd:1",
+        "panic=-1",
+        "oops=panic",
+        f"init={GUEST_SCRIPTS / 'uml-init.sh'}",
+        f"ferrule_scripts={GUEST_SCRIPTS}",
+        f"ferrule_modules={kdir / 'modules/lib/modules'}",
+        *options.append,
+    ]
+
+
+class Guest:
+    """A running guest, and a shell session in it.
+
+    with Guest(Options(memory="2G")) as guest:
+        status, output = guest.run("uname -a", timeout=30)
+
+    A guest that dies or hangs raises GuestError with the end of its kernel log; leaving the block
+    powers it off. `check_log` says what is wrong in the log.
+    """
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.kdir = options.kdir or find_kdir(options.kernel)
+        self.log = options.log or pathlib.Path(tempfile.mkstemp(prefix="ferrule-log-")[1])
+        self.process: subprocess.Popen | None = None
+        self._lines: list[str] = []
+        self._arrived = threading.Condition()
+        self._ended = False
+
+    def __enter__(self) -> "Guest":
+        self.start()
+        return self
+
+    def __exit__(self, *_exc) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Boot, and wait for the session's shell."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        session = GUEST_SCRIPTS / "session.sh"
+        if self.options.kernel == "uml":
+            command = uml_command(self.options, self.kdir)
+        else:
+            command = vng_command(self.options, self.kdir)
+            command += ["--verbose", "--exec", f"exec bash {shlex.quote(str(session))}"]
+        # The kernel log goes to its own file by the standard error; a new session so that the whole
+        # tree of processes can be killed.
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, daemon=True).start()
+        self._wait_for_mark("boot", self.options.boot_timeout, None)
+
+    def _read(self) -> None:
+        for raw in self.process.stdout:
+            line = raw.decode(errors="replace").rstrip("\r\n")
+            with self._arrived:
+                self._lines.append(line)
+                self._arrived.notify()
+        with self._arrived:
+            self._ended = True
+            self._arrived.notify()
+
+    def _wait_for_mark(self, what, timeout, on_line) -> tuple[int, str]:
+        deadline = time.monotonic() + timeout
+        output = []
+        while True:
+            with self._arrived:
+                while not self._lines and not self._ended:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        self.kill()
+                        raise GuestError(
+                            f"{what}: nothing after {timeout:.0f} s, guest killed\n{self.tail()}"
+                        )
+                    self._arrived.wait(min(left, 1))
+                if not self._lines:
+                    self.process.wait()
+                    raise GuestError(f"{what}: the guest ended\n{self.tail()}")
+                line = self._lines.pop(0)
+            # A command may leave its last line without an end.
+            before, mark, status = line.partition(MARK)
+            if before or not mark:
+                output.append(before)
+                if on_line:
+                    on_line(before)
+            if mark:
+                return int(status), "\n".join(output)
+
+    def run(
+        self, script: str, timeout: float = 60, on_line: Callable[[str], None] | None = None
+    ) -> tuple[int, str]:
+        """Run a bash script; its status and its output, standard error included."""
+        self.send(script)
+        return self._wait_for_mark(script.strip().splitlines()[0], timeout, on_line)
+
+    def check(self, script: str, timeout: float = 60) -> str:
+        """Like run, for a script that has to succeed."""
+        status, output = self.run(script, timeout)
+        if status:
+            raise GuestError(f"{script}: status {status}\n{output}")
+        return output
+
+    def send(self, script: str) -> None:
+        """Start a script; wait() takes its result. For what the host does meanwhile."""
+        settings = {
+            "FERRULE_KERNEL": self.options.kernel,
+            "FERRULE_MODULES": str(ROOT / "out" / "modules" / self.options.kernel),
+        }
+        exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in settings.items())
+        line = base64.b64encode((exports + script).encode())
+        try:
+            self.process.stdin.write(line + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise GuestError(f"the guest ended\n{self.tail()}") from error
+
+    def wait(self, timeout: float = 60) -> tuple[int, str]:
+        """The status and output of what send started."""
+        return self._wait_for_mark("guest", timeout, None)
+
+    def tail(self) -> str:
+        """The end of the kernel log."""
+        lines = self.log_lines()[-TAIL_LINES:]
+        return "\n".join(["--- end of the guest's kernel log:", *lines])
+
+    def log_lines(self) -> list[str]:
+        """The kernel log so far."""
+        return self.log.read_text(errors="replace").replace("\r", "").splitlines()
+
+    def check_log(self) -> list[str]:
+        """The lines of the kernel log that say that something is wrong."""
+        return [line for line in self.log_lines() if any(splat in line for splat in SPLATS)]
+
+    def stop(self) -> None:
+        """Power off; kill what does not end."""
+        if self.process.poll() is None:
+            try:
+                self.process.stdin.close()
+                self.process.wait(30)
+            except (BrokenPipeError, subprocess.TimeoutExpired):
+                self.kill()
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the guest and all that was started for it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def options_of(args) -> Options:
+    """Options from the command line."""
+    return Options(
+        kernel=args.kernel,
+        kdir=args.kdir,
+        cpus=args.cpus,
+        memory=args.memory,
+        icount=args.icount,
+        qmp=args.qmp,
+        qemu_opts=args.qemu_opts,
+        append=args.append,
+        log=args.log,
+    )
+
+
+def run_command(args) -> int:
+    """vm.py run"""
+    with Guest(options_of(args)) as guest:
+        status, _ = guest.run(
+            shlex.join(args.command), args.timeout, lambda line: print(line, flush=True)
+        )
+        wrong = guest.check_log()
+    for line in wrong:
+        print(f"kernel log: {line}", file=sys.stderr)
+    print(f"== kernel log: {guest.log}", file=sys.stderr)
+    return status or bool(wrong)
+
+
+def run_shell(args) -> int:
+    """vm.py shell"""
+    options = options_of(args)
+    if options.kernel == "uml":
+        raise GuestError("an interactive shell needs KERNEL=release or checking")
+    modules = ROOT / "out" / "modules" / options.kernel
+    kdir = options.kdir or find_kdir(options.kernel)
+    print(f"== the modules are in {modules}; leave with ctrl-d", file=sys.stderr)
+    return subprocess.call(vng_command(options, kdir))
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    for name, function in (("run", run_command), ("shell", run_shell)):
+        command = commands.add_parser(name)
+        command.set_defaults(function=function)
+        command.add_argument("--kernel", default="release", choices=["release", "checking", "uml"])
+        command.add_argument("--kdir", type=pathlib.Path, help="a kernel build of your own")
+        command.add_argument("--cpus", type=int, default=2)
+        command.add_argument("--memory", default="1G")
+        command.add_argument("--icount", action="store_true", help="count instructions as time")
+        command.add_argument("--qmp", type=pathlib.Path, help="QMP server at this socket")
+        command.add_argument("--qemu-opts", action="append", default=[], metavar="OPTS")
+        command.add_argument("--append", action="append", default=[], metavar="KERNEL-ARG")
+        command.add_argument("--log", type=pathlib.Path, help="keep the kernel log here")
+    run = commands.choices["run"]
+    run.add_argument("--timeout", type=float, default=600, help="seconds for the command")
+    run.add_argument("command", nargs="+")
+    args = parser.parse_args()
+    try:
+        return args.function(args)
+    except GuestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
