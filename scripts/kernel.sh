@@ -26,6 +26,16 @@ esac
 # Options that a tool chain may be unable to give: rustc and clang of one LLVM major.
 optional='CONFIG_RUST_INLINE_HELPERS=y'
 
+source_version() {
+	awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/ { v[$1] = $3 }
+		END { print v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"] }' \
+		"$1/Makefile"
+}
+
+cached_source() {
+	printf '%s\n' "$FERRULE_CACHE/src/linux-${KERNEL_PACKAGE##*-}"*/Makefile | sort -V | tail -n 1
+}
+
 fetch_source() {
 	local work="$FERRULE_CACHE/tmp" package tree
 	mkdir -p "$work" "$FERRULE_CACHE/src"
@@ -37,7 +47,7 @@ fetch_source() {
 		(cd "$work" && apt-get -q -o APT::Sandbox::User=root download "$KERNEL_PACKAGE")
 	else
 		grep -q '^ID=debian' /etc/os-release ||
-			die "no package $KERNEL_PACKAGE here: set KSRC= to a kernel source tree (7.3)"
+			die "no package $KERNEL_PACKAGE here: set KSRC= to a kernel source of 7.3"
 		with_suite "$KERNEL_SUITE" apt-get -q update
 		(cd "$work" && with_suite "$KERNEL_SUITE" apt-get -q download "$KERNEL_PACKAGE")
 	fi >>"$FERRULE_CACHE/apt.log" 2>&1 ||
@@ -48,7 +58,7 @@ fetch_source() {
 	dpkg-deb --fsys-tarfile "$package" |
 		tar -xO --wildcards './usr/src/linux-source-*.tar.xz' | tar -xJ -C "$work"
 	tree="$work/$KERNEL_PACKAGE"
-	mv "$tree" "$FERRULE_CACHE/src/$KERNEL_PACKAGE"
+	mv "$tree" "$FERRULE_CACHE/src/linux-$(source_version "$tree")"
 	rm -f "$package"
 }
 
@@ -71,28 +81,25 @@ check_kdir() {
 			"distribution headers are not enough"
 }
 
-if [ -n "${KDIR:-}" ]; then
+if [ -n "${KDIR:-}" ] && [ "$variant" = release ]; then
 	: "${RUSTC:?run scripts/tools.sh first}"
 	check_kdir "$(realpath "$KDIR")"
 	realpath "$KDIR"
 	exit
 fi
 
+lock_cache
 if [ -z "${KSRC:-}" ]; then
-	KSRC=$FERRULE_CACHE/src/$KERNEL_PACKAGE
+	[ -e "$(cached_source)" ] || fetch_source
+	KSRC=$(dirname "$(cached_source)")
 else
 	KSRC=$(realpath "$KSRC")
 	[ -e "$KSRC/rust/kernel/lib.rs" ] || die "KSRC=$KSRC is no kernel source tree with Rust"
 fi
 
-lock_cache
-[ -e "$KSRC/Makefile" ] || fetch_source
-
 : "${LLVM:?run scripts/tools.sh first}" "${RUSTC:?}" "${BINDGEN:?}"
 llvm_suffix=${LLVM#1}
-version=$(awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/ { v[$1] = $3 }
-	END { print v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"] }' \
-	"$KSRC/Makefile")
+version=$(source_version "$KSRC")
 fragment_files=()
 for fragment in $fragments; do
 	fragment_files+=("$config/$fragment.config")

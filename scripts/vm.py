@@ -13,6 +13,7 @@ As a library: see Guest.
 """
 
 import argparse
+import asyncio
 import base64
 import contextlib
 import dataclasses
@@ -26,6 +27,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+
+from qemu.qmp import QMPClient
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(
@@ -83,7 +86,8 @@ class Options:
     memory: str = "1G"
     # Guest time counts instructions (one CPU): the same work gives the same figure.
     icount: bool = False
-    qmp: pathlib.Path | None = None
+    # Serve QMP, and connect to it as Guest.qmp.
+    qmp: bool = False
     qemu_opts: list[str] = dataclasses.field(default_factory=list)
     append: list[str] = dataclasses.field(default_factory=list)
     # The guest is killed when it has not reached a shell after this many seconds.
@@ -124,7 +128,28 @@ def kvm_works(image: pathlib.Path) -> bool:
     return works
 
 
-def vng_command(options: Options, kdir: pathlib.Path) -> list[str]:
+class Qmp:
+    """A QMP connection, for code that is not asynchronous."""
+
+    def __init__(self, socket: pathlib.Path):
+        self.loop = asyncio.new_event_loop()
+        self.client = QMPClient("ferrule")
+        self.loop.run_until_complete(self.client.connect(str(socket)))
+
+    def execute(self, command: str, **arguments):
+        """Run a QMP command and return what it returns."""
+        return self.loop.run_until_complete(self.client.execute(command, arguments))
+
+    def close(self) -> None:
+        """Disconnect; the other end may be gone."""
+        with contextlib.suppress(Exception):
+            self.loop.run_until_complete(self.client.disconnect())
+        self.loop.close()
+
+
+def vng_command(
+    options: Options, kdir: pathlib.Path, qmp_socket: pathlib.Path | None = None
+) -> list[str]:
     """The virtme-ng command line of a guest, without what it runs."""
     # scripts/tools.sh installs virtme-ng beside the Python that runs this.
     command = [str(pathlib.Path(sys.executable).parent / "vng"), "--run", str(kdir)]
@@ -135,8 +160,8 @@ def vng_command(options: Options, kdir: pathlib.Path) -> list[str]:
         command.append("--disable-kvm")
     if options.icount:
         qemu_opts.append("-icount shift=0,sleep=off")
-    if options.qmp:
-        qemu_opts.append(f"-qmp unix:{options.qmp},server=on,wait=off")
+    if qmp_socket:
+        qemu_opts.append(f"-qmp unix:{qmp_socket},server=on,wait=off")
     for opt in qemu_opts:
         command.append(f"--qemu-opts={opt}")
     # The serial console costs: keep to what matters, and all of it is in the log.
@@ -181,6 +206,8 @@ class Guest:
         self.kdir = options.kdir or find_kdir(options.kernel)
         self.log = options.log or pathlib.Path(tempfile.mkstemp(prefix="ferrule-log-")[1])
         self.process: subprocess.Popen | None = None
+        self.qmp: Qmp | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
         self._lines: list[str] = []
         self._arrived = threading.Condition()
         self._ended = False
@@ -199,7 +226,8 @@ class Guest:
         if self.options.kernel == "uml":
             command = uml_command(self.options, self.kdir)
         else:
-            command = vng_command(self.options, self.kdir)
+            socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
+            command = vng_command(self.options, self.kdir, socket)
             command += ["--verbose", "--exec", f"exec bash {shlex.quote(str(session))}"]
         # The kernel log goes to its own file by the standard error; a new session so that the whole
         # tree of processes can be killed.
@@ -213,6 +241,8 @@ class Guest:
             )
         threading.Thread(target=self._read, daemon=True).start()
         self._wait_for_mark("boot", self.options.boot_timeout, None)
+        if self.options.qmp:
+            self.qmp = Qmp(pathlib.Path(self._directory.name) / "qmp")
 
     def _read(self) -> None:
         for raw in self.process.stdout:
@@ -282,6 +312,20 @@ class Guest:
         """The status and output of what send started."""
         return self._wait_for_mark("guest", timeout, None)
 
+    def qemu_pid(self) -> int:
+        """The emulator's process, for what it costs the host."""
+        for status in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = status.read_bytes().split(b"\0")
+                if b"qemu-system" in words[0] and self._directory.name.encode() in b" ".join(words):
+                    return int(status.parent.name)
+        raise GuestError("no emulator is running with QMP for this guest")
+
+    def resident_mib(self) -> int:
+        """Host memory that the emulator holds, in MiB."""
+        status = pathlib.Path(f"/proc/{self.qemu_pid()}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) // 1024
+
     def tail(self) -> str:
         """The end of the kernel log."""
         lines = self.log_lines()[-TAIL_LINES:]
@@ -297,6 +341,9 @@ class Guest:
 
     def stop(self) -> None:
         """Power off; kill what does not end."""
+        if self.qmp:
+            self.qmp.close()
+            self.qmp = None
         if self.process.poll() is None:
             try:
                 self.process.stdin.close()
@@ -310,6 +357,7 @@ class Guest:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._directory.cleanup()
 
 
 def options_of(args) -> Options:
@@ -320,7 +368,6 @@ def options_of(args) -> Options:
         cpus=args.cpus,
         memory=args.memory,
         icount=args.icount,
-        qmp=args.qmp,
         qemu_opts=args.qemu_opts,
         append=args.append,
         log=args.log,
@@ -363,7 +410,6 @@ def main() -> int:
         command.add_argument("--cpus", type=int, default=2)
         command.add_argument("--memory", default="1G")
         command.add_argument("--icount", action="store_true", help="count instructions as time")
-        command.add_argument("--qmp", type=pathlib.Path, help="QMP server at this socket")
         command.add_argument("--qemu-opts", action="append", default=[], metavar="OPTS")
         command.add_argument("--append", action="append", default=[], metavar="KERNEL-ARG")
         command.add_argument("--log", type=pathlib.Path, help="keep the kernel log here")
