@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! `round-robin-rs`: round-robin path selector for multipath, without a lock in the I/O path.
+//!
+//! See `Documentation/mpath-sel.rst`.
 
-use kernel::prelude::*;
+#[deny(unsafe_code)]
+mod cell;
+#[deny(unsafe_code)]
+mod rotation;
+#[deny(unsafe_code)]
+mod round_robin;
 
-module! {
-    type: M,
-    name: "dm_round_robin_rs",
-    authors: ["Ferrule"],
-    description: "x",
+ferrule::module_path_selector! {
+    type: round_robin::RoundRobin,
+    name: "dm-round-robin-rs",
+    authors: ["Ferrule contributors"],
+    description: "Round-robin multipath path selector in Rust",
     license: "GPL",
-}
-struct M;
-impl kernel::Module for M {
-    fn init(_m: &'static ThisModule) -> Result<Self> {
-        Ok(M)
-    }
 }

@@ -1,3 +1,768 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! Path selectors: which path of a `dm-multipath` priority group takes the next I/O.
+//!
+//! C headers: `drivers/md/dm-path-selector.h`, `drivers/md/dm-mpath.h`.
+//!
+//! # How to write one
+//!
+//! 1. Define the selector, what it keeps for a priority group, and what it keeps for each path.
+//! 2. Implement [`PathSelector`] for it. [`PathSelector::add_path`] reads a path's table arguments
+//!    and returns the path's data; [`PathSelector::select_path`] returns one of the paths that it
+//!    is given.
+//! 3. Declare the module with [`module_path_selector!`](crate::module_path_selector), which
+//!    registers [`PathSelector::NAME`], and [`PathSelector::ALIAS`] when that name is free.
+//!
+//! | here | C |
+//! | --- | --- |
+//! | [`PathSelector`] | `struct path_selector_type` |
+//! | an implementing type's value | `ps->context` |
+//! | [`Path`] | `struct dm_path`, and what `path->pscontext` points to |
+//! | [`Paths`] | no counterpart: a C selector keeps lists of its own |
+//! | [`Registration`] | `dm_register_path_selector()`, `dm_unregister_path_selector()` |
+//! | [`StatusWriter`] | `DMEMIT()` on `result`, `maxlen` |
+//!
+//! # Ownership
+//!
+//! A C selector allocates its own structure for each path, hangs it on `path->pscontext` and frees
+//! it in `destroy`. Here the adapter owns the paths: `add_path` returns the data by value, the
+//! adapter keeps it beside the C path until after the selector is dropped, and every callback that
+//! concerns a path receives it as [`&Path`](Path). A [`Path`] exists only behind such a reference,
+//! whose lifetime is the callback's own, so that the reference that `select_path` returns can only
+//! be to a path that was added to this very selector and is still there.
+//!
+//! # Contexts and concurrency
+//!
+//! What `dm-multipath` promises (7.3), and what the trait's types rest on:
+//!
+//! | callback | called in | alongside |
+//! | --- | --- | --- |
+//! | `create`, `add_path` | process context, may sleep | nothing: the table is being built |
+//! | `select_path`, `start_io` | the task that submits the I/O, or `kblockd`; under RCU for request-based multipath, so must not sleep | everything but `create`, `add_path` and drop, and itself on all CPUs |
+//! | `end_io` | where the path's I/O ends: any context, hard interrupts too | the same |
+//! | `fail_path` | any context, hard interrupts too, under the multipath's spinlock with interrupts off | `select_path`, `start_io`, `end_io` |
+//! | `reinstate_path`, `*_status` | under the same spinlock with interrupts off | the same |
+//! | drop | process context, may sleep | nothing: the last I/O has ended |
+//!
+//! So `fail_path`, `reinstate_path` and the status callbacks of one selector never overlap, a lock
+//! that `select_path` shares with `fail_path` has to disable interrupts, and nothing but
+//! `create`, `add_path` and drop may allocate with `GFP_KERNEL`.
+//!
+//! # Example
+//!
+//! The first path that works takes all I/O. (This is also compiled and run, in this file's tests.)
+//!
+//! ```ignore
+//! use ferrule::device_mapper::path_selector::*;
+//! use kernel::prelude::*;
+//! use kernel::sync::atomic::{Atomic, Relaxed};
+//!
+//! struct FirstPath;
+//!
+//! #[vtable]
+//! impl PathSelector for FirstPath {
+//!     type Path = Atomic<bool>;
+//!
+//!     const NAME: &'static CStr = c"first-path";
+//!
+//!     fn create(_args: Args<'_>) -> impl PinInit<Self, Error> {
+//!         Ok(FirstPath)
+//!     }
+//!
+//!     fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<Atomic<bool>, Refusal> {
+//!         if args.len() != 0 {
+//!             return Err(Refusal::new(EINVAL, c"first-path ps: incorrect number of arguments"));
+//!         }
+//!         Ok(Atomic::new(true))
+//!     }
+//!
+//!     fn select_path<'a>(&'a self, paths: Paths<'a, Self>, _: usize) -> Option<&'a Path<Self>> {
+//!         paths.iter().find(|path| path.load(Relaxed))
+//!     }
+//!
+//!     fn fail_path(&self, path: &Path<Self>) {
+//!         path.store(false, Relaxed);
+//!     }
+//!
+//!     fn reinstate_path(&self, path: &Path<Self>) -> Result {
+//!         path.store(true, Relaxed);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! module_path_selector! {
+//!     type: FirstPath,
+//!     name: "dm-first-path",
+//!     authors: ["A. Author"],
+//!     description: "Multipath path selector that stays on the first path",
+//!     license: "GPL",
+//! }
+//! ```
+
+use crate::bindings;
+use core::{
+    fmt,
+    marker::PhantomData,
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    error::{
+        from_result,
+        to_result,
+        VTABLE_DEFAULT_ERROR, //
+    },
+    prelude::*,
+    ThisModule, //
+};
+
+/// A path selector: one value decides for one priority group.
+///
+/// The contexts in which each function is called, and what may run at the same time, are in the
+/// [module documentation](self#contexts-and-concurrency). Maps to `struct path_selector_type`.
+#[vtable]
+pub trait PathSelector: Sized + Send + Sync + 'static {
+    /// What the selector keeps for each path.
+    type Path: Send + Sync + 'static;
+
+    /// The name in a multipath table. multipath-tools passes one argument for a path to selectors
+    /// whose name begins with `round-robin`, and none or others by fixed names to the rest.
+    const NAME: &'static CStr;
+
+    /// A second name, registered only while no other selector has it.
+    const ALIAS: Option<&'static CStr> = None;
+
+    /// How many arguments each path has in the table.
+    const TABLE_ARGS: u32 = 0;
+
+    /// How many words [`Self::path_status`] writes for a path in [`Report::Info`].
+    const INFO_ARGS: u32 = 0;
+
+    /// Whether [`Self::end_io`] is to be given start times of high resolution with bio-based
+    /// multipath too (request-based multipath has them always). Maps to `DM_PS_USE_HR_TIMER`.
+    const USE_HR_TIMER: bool = false;
+
+    /// Makes the selector of a priority group that has no path yet.
+    ///
+    /// `args` are the selector's own arguments (`round-robin 0` has none). An error refuses the
+    /// table with "path selector constructor failed".
+    fn create(args: Args<'_>) -> impl PinInit<Self, Error>;
+
+    /// A path is added: reads its arguments, returns what is kept for it.
+    ///
+    /// The n-th call that succeeds adds the path with [`Path::index`] n, counted from 0; the path
+    /// is in service. A refusal refuses the table, its text reaches the kernel log.
+    fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<Self::Path, Refusal>;
+
+    /// Chooses the path for an I/O of `nr_bytes` bytes (0 for an ioctl), or none when no path is
+    /// in service. In the I/O path: neither sleeps nor allocates.
+    fn select_path<'a>(&'a self, paths: Paths<'a, Self>, nr_bytes: usize)
+        -> Option<&'a Path<Self>>;
+
+    /// The path has failed: no later [`Self::select_path`] is to choose it. Atomic context.
+    fn fail_path(&self, path: &Path<Self>);
+
+    /// The failed path works again. Atomic context. On an error the path stays failed.
+    fn reinstate_path(&self, path: &Path<Self>) -> Result;
+
+    /// Writes the number of the selector's own arguments and then these. Atomic context.
+    fn selector_status(&self, _report: Report, out: &mut StatusWriter<'_>) {
+        out.arg(0);
+    }
+
+    /// Writes the path's arguments: as many as [`Self::TABLE_ARGS`] in [`Report::Table`] and as
+    /// [`Self::INFO_ARGS`] in [`Report::Info`]. Atomic context.
+    fn path_status(&self, _path: &Path<Self>, _report: Report, _out: &mut StatusWriter<'_>) {}
+
+    /// An I/O of `nr_bytes` bytes goes down the path (optional).
+    fn start_io(&self, _path: &Path<Self>, _nr_bytes: usize) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// An I/O of `nr_bytes` bytes has ended (optional). `start_time_ns` is when it started, on
+    /// the clock of `ktime_get_ns()`.
+    fn end_io(&self, _path: &Path<Self>, _nr_bytes: usize, _start_time_ns: u64) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+}
+
+/// Why a path was refused: an error, and its text for the kernel log.
+///
+/// The log line names the table's device and target before the text.
+#[derive(Clone, Copy)]
+pub struct Refusal {
+    error: Error,
+    text: &'static CStr,
+}
+
+impl Refusal {
+    /// `text` goes to the kernel log; it should begin with the selector's name.
+    pub const fn new(error: Error, text: &'static CStr) -> Self {
+        Self { error, text }
+    }
+}
+
+/// Table arguments: the words that stand after a selector's or a path's name.
+#[derive(Clone, Copy)]
+pub struct Args<'a> {
+    words: &'a [*mut c_char],
+}
+
+impl<'a> Args<'a> {
+    /// # Safety
+    ///
+    /// `argv` must point to at least `argc` pointers to NUL-terminated strings, or `argc` be 0;
+    /// all of them unchanged during `'a`.
+    unsafe fn from_raw(argc: usize, argv: *mut *mut c_char) -> Self {
+        let words = if argc == 0 {
+            &[]
+        } else {
+            // SAFETY: By this function's requirements.
+            unsafe { core::slice::from_raw_parts(argv, argc) }
+        };
+        Self { words }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.words.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// The argument at `index`, from 0.
+    pub fn get(&self, index: usize) -> Option<&'a CStr> {
+        let word = *self.words.get(index)?;
+
+        // SAFETY: By the requirements of `from_raw`, `word` is a NUL-terminated string that does
+        // not change during `'a`.
+        Some(unsafe { CStr::from_char_ptr(word) })
+    }
+}
+
+/// What is asked for in a status callback. Maps to `status_type_t`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Report {
+    /// `dmsetup status`.
+    Info,
+    /// `dmsetup table`: what creates the same device again.
+    Table,
+    /// The integrity measurement of a table.
+    Ima,
+}
+
+/// Writes words into a status buffer. What does not fit is cut off, and device mapper then tells
+/// user space to come again with more room.
+///
+/// # Invariants
+///
+/// - `buffer` is valid for writes of `size` bytes during `'a`, and nobody else uses it.
+/// - `len` is less than `size`, or both are 0.
+/// - If `size` is not 0, then the first `len` bytes are followed by a NUL.
+pub struct StatusWriter<'a> {
+    buffer: *mut u8,
+    size: usize,
+    len: usize,
+    _buffer: PhantomData<&'a mut [u8]>,
+}
+
+impl StatusWriter<'_> {
+    /// # Safety
+    ///
+    /// `buffer` must be valid for writes of `size` bytes during the lifetime of what is returned,
+    /// and used by nobody else.
+    unsafe fn from_raw(buffer: *mut c_char, size: usize) -> Self {
+        let buffer = buffer.cast::<u8>();
+        if size > 0 {
+            // SAFETY: There is room for at least one byte.
+            unsafe { buffer.write(0) };
+        }
+        // INVARIANT: The first by this function's requirements; `len` is 0, and the NUL was just
+        // written.
+        Self {
+            buffer,
+            size,
+            len: 0,
+            _buffer: PhantomData,
+        }
+    }
+
+    /// Writes one word and the space after it.
+    pub fn arg(&mut self, word: impl fmt::Display) {
+        // Cut off when full: not an error.
+        let _ = fmt::Write::write_fmt(self, format_args!("{word} "));
+    }
+}
+
+impl fmt::Write for StatusWriter<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let room = self.size.saturating_sub(self.len + 1);
+        let n = text.len().min(room);
+        if n > 0 {
+            // SAFETY: `len + n + 1 <= size`, and `buffer` is valid for writes of `size` bytes, by
+            // the type invariants. `text` cannot overlap with it, as it is borrowed.
+            unsafe {
+                self.buffer
+                    .add(self.len)
+                    .copy_from_nonoverlapping(text.as_ptr(), n);
+                self.buffer.add(self.len + n).write(0);
+            }
+            // INVARIANT: `len + n < size`, and the NUL was written.
+            self.len += n;
+        }
+        Ok(())
+    }
+}
+
+/// A path of a priority group, with what the selector keeps for it.
+///
+/// # Invariants
+///
+/// - `raw` is the C path with which this one was added, and is valid as long as this one exists.
+/// - `index` is its place among the paths of its selector.
+pub struct Path<T: PathSelector> {
+    raw: NonNull<bindings::dm_path>,
+    index: usize,
+    data: T::Path,
+}
+
+// SAFETY: `raw` is only ever handed back to `dm-multipath`, from any CPU; the rest is `Send`.
+unsafe impl<T: PathSelector> Send for Path<T> {}
+// SAFETY: The functions on `&Path` read fields that do not change, and `data` is `Sync`.
+unsafe impl<T: PathSelector> Sync for Path<T> {}
+
+impl<T: PathSelector> Path<T> {
+    /// Its place among the paths of its priority group: 0 for the first one of the table.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+}
+
+impl<T: PathSelector> Deref for Path<T> {
+    type Target = T::Path;
+
+    fn deref(&self) -> &T::Path {
+        &self.data
+    }
+}
+
+/// The paths of a priority group, in the table's order.
+pub struct Paths<'a, T: PathSelector>(&'a [KBox<Path<T>>]);
+
+impl<T: PathSelector> Clone for Paths<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T: PathSelector> Copy for Paths<'_, T> {}
+
+impl<'a, T: PathSelector> Paths<'a, T> {
+    /// How many there are, failed ones included.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The path with this [`Path::index`].
+    pub fn get(&self, index: usize) -> Option<&'a Path<T>> {
+        self.0.get(index).map(|path| &**path)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &'a Path<T>> {
+        self.0.iter().map(|path| &**path)
+    }
+}
+
+/// What `ps->context` points to. Fields are dropped in this order: the selector before its paths.
+#[pin_data]
+struct Instance<T: PathSelector> {
+    #[pin]
+    selector: T,
+    /// Each in an allocation of its own, as `path->pscontext` points to it.
+    paths: KVec<KBox<Path<T>>>,
+}
+
+/// The C callbacks of a [`PathSelector`].
+struct Adapter<T: PathSelector>(PhantomData<T>);
+
+impl<T: PathSelector> Adapter<T> {
+    /// # Safety
+    ///
+    /// - [`Self::create`] must have succeeded on `ps` and [`Self::destroy`] must not have been
+    ///   called since, nor be called before the end of `'a`.
+    /// - No [`Self::add_path`] may run on `ps` during `'a`.
+    unsafe fn instance<'a>(ps: *mut bindings::path_selector) -> &'a Instance<T> {
+        // SAFETY: `create` stored an `Instance<T>` there, `destroy` did not take it back yet, and
+        // there is no exclusive reference to it as only `add_path` takes one.
+        unsafe { &*(*ps).context.cast::<Instance<T>>() }
+    }
+
+    /// # Safety
+    ///
+    /// [`Self::add_path`] must have succeeded on `path`, and the [`Self::destroy`] of its selector
+    /// not be called before the end of `'a`.
+    unsafe fn path<'a>(path: *mut bindings::dm_path) -> &'a Path<T> {
+        // SAFETY: `add_path` stored a `Path<T>` there, which lives until `destroy` and to which
+        // only shared references are made.
+        unsafe { &*(*path).pscontext.cast::<Path<T>>() }
+    }
+
+    /// # Safety
+    ///
+    /// Only called by `dm-multipath`, in process context: `ps` is a valid `struct path_selector`
+    /// without a selector that nobody else uses yet, `argv` has `argc` NUL-terminated strings.
+    unsafe extern "C" fn create(
+        ps: *mut bindings::path_selector,
+        argc: c_uint,
+        argv: *mut *mut c_char,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: By this function's requirements; the strings outlive this call.
+            let args = unsafe { Args::from_raw(argc as usize, argv) };
+            let instance = KBox::try_pin_init(
+                try_pin_init!(Instance::<T> {
+                    selector <- T::create(args),
+                    paths: KVec::new(),
+                }? Error),
+                GFP_KERNEL,
+            )?;
+
+            // SAFETY: Nothing moves out of the box between here and `destroy`.
+            let instance = KBox::into_raw(unsafe { Pin::into_inner_unchecked(instance) });
+            // SAFETY: `ps` is valid and ours to set up.
+            unsafe { (*ps).context = instance.cast() };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Only called by `dm-multipath`, in process context, once for a `ps` on which
+    /// [`Self::create`] succeeded, when no other callback runs on it or ever will.
+    unsafe extern "C" fn destroy(ps: *mut bindings::path_selector) {
+        // SAFETY: `create` made this pointer with `KBox::into_raw`, and this is the only place that
+        // takes it back. Nobody else uses the instance any more, and it is dropped in place.
+        drop(unsafe { Pin::new_unchecked(KBox::from_raw((*ps).context.cast::<Instance<T>>())) });
+        // SAFETY: `ps` is valid.
+        unsafe { (*ps).context = core::ptr::null_mut() };
+    }
+
+    /// # Safety
+    ///
+    /// Only called by `dm-multipath`, in process context, between [`Self::create`] and
+    /// [`Self::destroy`], while no other callback runs on `ps`. `path` is a valid `struct dm_path`
+    /// that on success stays valid until after `destroy`; `argv` has `argc` NUL-terminated strings,
+    /// `error` is valid for writes.
+    unsafe extern "C" fn add_path(
+        ps: *mut bindings::path_selector,
+        path: *mut bindings::dm_path,
+        argc: c_int,
+        argv: *mut *mut c_char,
+        error: *mut *mut c_char,
+    ) -> c_int {
+        let no_memory = |_| Refusal::new(ENOMEM, c"path selector: no memory for a path");
+
+        // SAFETY: `create` succeeded and no other callback runs, so there is no other reference.
+        // The instance is not moved through this one: it is pinned again at once.
+        let instance =
+            unsafe { Pin::new_unchecked(&mut *(*ps).context.cast::<Instance<T>>()) }.project();
+        // SAFETY: By this function's requirements; the strings outlive this call.
+        let args = unsafe { Args::from_raw(argc.max(0) as usize, argv) };
+        let paths = instance.paths;
+
+        // All room first: what the selector has accepted must be added.
+        let added = paths
+            .reserve(1, GFP_KERNEL)
+            .and_then(|()| KBox::<Path<T>>::new_uninit(GFP_KERNEL))
+            .map_err(no_memory)
+            .and_then(|room| Ok((room, instance.selector.add_path(args)?)));
+
+        match added {
+            Ok((room, data)) => {
+                // INVARIANT: `path` outlives the instance, which is what keeps this `Path`.
+                let added = room.write(Path {
+                    // SAFETY: `path` is valid, so not null.
+                    raw: unsafe { NonNull::new_unchecked(path) },
+                    index: paths.len(),
+                    data,
+                });
+
+                // SAFETY: `path` is valid, and `pscontext` is for the selector to use.
+                unsafe { (*path).pscontext = core::ptr::from_ref(&*added).cast_mut().cast() };
+                // There is room: see above.
+                let _ = paths.push_within_capacity(added);
+                0
+            }
+            Err(refusal) => {
+                // SAFETY: `error` is valid for writes. The C side only reads the text.
+                unsafe { *error = refusal.text.as_char_ptr().cast_mut() };
+                refusal.error.to_errno()
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Only called by `dm-multipath` after the table is built and before [`Self::destroy`].
+    unsafe extern "C" fn select_path(
+        ps: *mut bindings::path_selector,
+        nr_bytes: usize,
+    ) -> *mut bindings::dm_path {
+        // SAFETY: By this function's requirements; the reference does not outlive this call.
+        let instance = unsafe { Self::instance(ps) };
+        match instance
+            .selector
+            .select_path(Paths(&instance.paths), nr_bytes)
+        {
+            Some(path) => path.raw.as_ptr(),
+            None => core::ptr::null_mut(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Only called by `dm-multipath` after the table is built and before [`Self::destroy`]. `path`
+    /// was added to `ps`.
+    unsafe extern "C" fn fail_path(ps: *mut bindings::path_selector, path: *mut bindings::dm_path) {
+        // SAFETY: By this function's requirements; the references do not outlive this call.
+        unsafe { Self::instance(ps).selector.fail_path(Self::path(path)) };
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::fail_path`].
+    unsafe extern "C" fn reinstate_path(
+        ps: *mut bindings::path_selector,
+        path: *mut bindings::dm_path,
+    ) -> c_int {
+        // SAFETY: By this function's requirements; the references do not outlive this call.
+        match unsafe { Self::instance(ps).selector.reinstate_path(Self::path(path)) } {
+            Ok(()) => 0,
+            Err(error) => error.to_errno(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::fail_path`], but `path` may be null. `result` is valid for writes of `maxlen`
+    /// bytes.
+    unsafe extern "C" fn status(
+        ps: *mut bindings::path_selector,
+        path: *mut bindings::dm_path,
+        kind: bindings::status_type_t,
+        result: *mut c_char,
+        maxlen: c_uint,
+    ) -> c_int {
+        let report = match kind {
+            bindings::status_type_t_STATUSTYPE_TABLE => Report::Table,
+            bindings::status_type_t_STATUSTYPE_IMA => Report::Ima,
+            _ => Report::Info,
+        };
+        // SAFETY: By this function's requirements; the reference does not outlive this call.
+        let instance = unsafe { Self::instance(ps) };
+        // SAFETY: By this function's requirements.
+        let mut out = unsafe { StatusWriter::from_raw(result, maxlen as usize) };
+
+        if path.is_null() {
+            instance.selector.selector_status(report, &mut out);
+        } else {
+            // SAFETY: By this function's requirements; the reference does not outlive this call.
+            let path = unsafe { Self::path(path) };
+            instance.selector.path_status(path, report, &mut out);
+        }
+        out.len as c_int
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::fail_path`].
+    unsafe extern "C" fn start_io(
+        ps: *mut bindings::path_selector,
+        path: *mut bindings::dm_path,
+        nr_bytes: usize,
+    ) -> c_int {
+        // SAFETY: By this function's requirements; the references do not outlive this call.
+        unsafe {
+            Self::instance(ps)
+                .selector
+                .start_io(Self::path(path), nr_bytes)
+        };
+        0
+    }
+
+    /// # Safety
+    ///
+    /// As [`Self::fail_path`].
+    unsafe extern "C" fn end_io(
+        ps: *mut bindings::path_selector,
+        path: *mut bindings::dm_path,
+        nr_bytes: usize,
+        start_time: u64,
+    ) -> c_int {
+        // SAFETY: By this function's requirements; the references do not outlive this call.
+        unsafe {
+            Self::instance(ps)
+                .selector
+                .end_io(Self::path(path), nr_bytes, start_time)
+        };
+        0
+    }
+
+    /// The C type with this name. The C side copies it, but for the name.
+    const fn type_named(
+        name: &'static CStr,
+        module: &'static ThisModule,
+    ) -> bindings::path_selector_type {
+        bindings::path_selector_type {
+            name: kernel::str::as_char_ptr_in_const_context(name).cast_mut(),
+            module: module.as_ptr(),
+            features: if T::USE_HR_TIMER {
+                bindings::DM_PS_USE_HR_TIMER
+            } else {
+                0
+            },
+            table_args: T::TABLE_ARGS,
+            info_args: T::INFO_ARGS,
+            create: Some(Self::create),
+            destroy: Some(Self::destroy),
+            add_path: Some(Self::add_path),
+            select_path: Some(Self::select_path),
+            fail_path: Some(Self::fail_path),
+            reinstate_path: Some(Self::reinstate_path),
+            status: Some(Self::status),
+            start_io: if T::HAS_START_IO {
+                Some(Self::start_io)
+            } else {
+                None
+            },
+            end_io: if T::HAS_END_IO {
+                Some(Self::end_io)
+            } else {
+                None
+            },
+        }
+    }
+}
+
+/// The registration of a [`PathSelector`] under its names, until it is dropped.
+///
+/// # Invariants
+///
+/// [`PathSelector::NAME`] is registered, and [`PathSelector::ALIAS`] too if `has_alias`; both by
+/// `T`'s [`Adapter`] with `module` as their owner.
+pub struct Registration<T: PathSelector> {
+    module: &'static ThisModule,
+    has_alias: bool,
+    _selector: PhantomData<fn() -> T>,
+}
+
+impl<T: PathSelector> Registration<T> {
+    /// Registers the selector. [`EBUSY`] when its name is taken; that the alias is taken (or that
+    /// there is no memory for it) is not an error, see [`Self::alias`].
+    ///
+    /// [`module_path_selector!`](crate::module_path_selector) calls this for a module.
+    ///
+    /// # Safety
+    ///
+    /// - `module` must be the module whose code this is.
+    /// - The registration must only be dropped when the module is unloaded, or never: priority
+    ///   groups refer to what `dm_unregister_path_selector()` frees, and all that keeps it is the
+    ///   reference that each of them has to the module.
+    pub unsafe fn register(module: &'static ThisModule) -> Result<Self> {
+        let mut named = Adapter::<T>::type_named(T::NAME, module);
+        // SAFETY: `named` is a valid path selector type. It is copied; the name is static.
+        to_result(unsafe { bindings::dm_register_path_selector(&mut named) })?;
+
+        // From here on nothing may fail: tables may already use the selector.
+        let has_alias = T::ALIAS.is_some_and(|alias| {
+            let mut named = Adapter::<T>::type_named(alias, module);
+            // SAFETY: As above.
+            unsafe { bindings::dm_register_path_selector(&mut named) == 0 }
+        });
+
+        // INVARIANT: Both were just registered.
+        Ok(Self {
+            module,
+            has_alias,
+            _selector: PhantomData,
+        })
+    }
+
+    /// The second name, if it could be registered.
+    pub fn alias(&self) -> Option<&'static CStr> {
+        if self.has_alias {
+            T::ALIAS
+        } else {
+            None
+        }
+    }
+}
+
+impl<T: PathSelector> Drop for Registration<T> {
+    fn drop(&mut self) {
+        for name in [self.alias(), Some(T::NAME)].into_iter().flatten() {
+            let mut named = Adapter::<T>::type_named(name, self.module);
+            // SAFETY: By the type invariants this name is registered, and by ours; only the name
+            // is looked at. By the requirements of `register` no priority group uses it.
+            unsafe { bindings::dm_unregister_path_selector(&mut named) };
+        }
+    }
+}
+
+/// Declares a module that is one path selector.
+///
+/// Takes what `module!` takes, with the [`PathSelector`] as its `type`. Logs which names were
+/// registered.
+///
+/// [`PathSelector`]: crate::device_mapper::path_selector::PathSelector
+#[macro_export]
+macro_rules! module_path_selector {
+    (type: $selector:ty, $($f:tt)*) => {
+        struct PathSelectorModule {
+            _registration: $crate::device_mapper::path_selector::Registration<$selector>,
+        }
+
+        impl ::kernel::Module for PathSelectorModule {
+            fn init(
+                module: &'static ::kernel::ThisModule,
+            ) -> ::kernel::error::Result<Self> {
+                use $crate::device_mapper::path_selector::{PathSelector, Registration};
+
+                let name = <$selector as PathSelector>::NAME;
+
+                // SAFETY: `module!` passes the module itself. The registration goes into the
+                // module's own data, which is dropped when the module is unloaded: nothing can
+                // fail any more, and nobody else calls this function.
+                let registration = unsafe { Registration::<$selector>::register(module) }
+                    .inspect_err(|error| {
+                        ::kernel::pr_err!("cannot register {}: {:?}\n", name, error)
+                    })?;
+
+                match (registration.alias(), <$selector as PathSelector>::ALIAS) {
+                    (Some(alias), _) => {
+                        ::kernel::pr_info!("registered as {} and {}\n", name, alias)
+                    }
+                    (None, Some(alias)) => {
+                        ::kernel::pr_info!("registered as {} ({} is taken)\n", name, alias)
+                    }
+                    (None, None) => ::kernel::pr_info!("registered as {}\n", name),
+                }
+                Ok(Self { _registration: registration })
+            }
+        }
+
+        ::kernel::prelude::module! {
+            type: PathSelectorModule,
+            $($f)*
+        }
+    };
+}
