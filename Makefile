@@ -52,8 +52,8 @@ lint: ## rustfmt, clippy, checkpatch, shellcheck, ruff
 
 install: ## modules_install and depmod, for modprobe (INSTALL_MOD_PATH= elsewhere)
 	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
-	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
-	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)" modules_install
+	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules; \
+	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules_install
 
 clean: ## remove what was built here (the cache stays)
 	@rm -rf out

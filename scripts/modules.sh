@@ -10,6 +10,8 @@ shift 2
 [ $# -gt 0 ] || set -- modules
 
 mkdir -p "$output"
+exec 8>"$output/.lock"
+flock 8
 arguments=(M="$FERRULE_ROOT" MO="$(realpath "$output")"
 	RUSTC="$RUSTC" BINDGEN="$BINDGEN" HOSTRUSTC="$RUSTC"
 	CLIPPY_DRIVER="$(dirname "$RUSTC")/clippy-driver")
@@ -20,4 +22,4 @@ if grep -q '^CONFIG_UML=y' "$kdir/.config"; then
 	arguments+=(ARCH=um)
 fi
 [ -n "${V:-}" ] || arguments+=(-s)
-exec make -C "$kdir" -j"$(nproc)" "${arguments[@]}" "$@"
+make -C "$kdir" -j"$(nproc)" "${arguments[@]}" "$@"
