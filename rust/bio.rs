@@ -1,3 +1,602 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! Bios as a device-mapper target sees them.
+//!
+//! Device mapper clones each bio that it gets and gives the clone to the target that maps its
+//! sectors (see [`device_mapper`](crate::device_mapper)). What a target does with one:
+//!
+//! 1. [`IncomingBio`] is what [`Target::map`] receives. The target looks at it (operation, size,
+//!    flags), and decides.
+//! 2. [`IncomingBio::remap`] directs it to one of the target's devices. The result, a
+//!    [`MappedBio`], may be returned to device mapper at once ([`Map::Remapped`]) or kept as long as
+//!    the target likes, alone or in a [`BioList`].
+//! 3. [`MappedBio::submit`] sends a kept bio on its way. [`MappedBio::end`] completes it instead.
+//!
+//! # C counterparts
+//!
+//! | here | C |
+//! | --- | --- |
+//! | [`Bio::op`], [`Bio::flags`] | `bio_op()`, `bio->bi_opf` |
+//! | [`Bio::direction`] | `bio_data_dir()` |
+//! | [`Bio::sector`], [`Bio::size`] | `bio->bi_iter` |
+//! | [`Bio::data`] | `dm_per_bio_data()` |
+//! | [`IncomingBio::remap`] | `bio_set_dev()`, `bio->bi_iter.bi_sector = ...` |
+//! | [`MappedBio::submit`] | `dm_submit_bio_remap()` |
+//! | [`MappedBio::end`] | `bio->bi_status = ...; bio_endio()` |
+//! | [`BioList`] | `struct bio_list` |
+//!
+//! # Ownership
+//!
+//! In C a target that returns `DM_MAPIO_SUBMITTED` promises that it will submit or end the bio some
+//! day, and nothing checks that it does: a bio that is forgotten hangs its issuer, and later every
+//! suspend of the device. Here a bio is a value, and whoever holds it owns the I/O. Dropping it
+//! ends it with an I/O error, so that no path through a driver can lose one. Because a bio in flight
+//! keeps its table alive, a held bio may be kept anywhere that is `Send`.
+//!
+//! A bio can be directed only to a device of the target that it came to: the lifetime of an
+//! [`IncomingBio`] is that of one call of [`Target::map`], and so is that of the device that
+//! [`TargetRef::device`] hands out.
+//!
+//! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
+//! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h),
+//! [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
+//!
+//! [`Target::map`]: crate::device_mapper::Target::map
+//! [`Map::Remapped`]: crate::device_mapper::Map::Remapped
+//! [`TargetRef::device`]: crate::device_mapper::TargetRef::device
+
+use crate::{
+    bindings,
+    device_mapper::Device, //
+};
+use core::{
+    marker::PhantomData,
+    mem::{
+        self,
+        ManuallyDrop, //
+    },
+    ops::Deref,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
+
+/// Bytes in a sector, the unit of addresses in the block layer whatever the device's block size.
+pub const SECTOR_SIZE: u32 = 1 << bindings::SECTOR_SHIFT;
+
+/// Which way the data of a bio goes (`bio_data_dir()`). What changes the device without carrying
+/// data (flush, discard, zone management) counts as a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the device.
+    Read,
+    /// To the device.
+    Write,
+}
+
+/// What a bio asks for (`enum req_op`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Op(u32);
+
+#[expect(missing_docs)]
+impl Op {
+    pub const READ: Op = Op(bindings::req_op_REQ_OP_READ as u32);
+    pub const WRITE: Op = Op(bindings::req_op_REQ_OP_WRITE as u32);
+    pub const FLUSH: Op = Op(bindings::req_op_REQ_OP_FLUSH as u32);
+    pub const DISCARD: Op = Op(bindings::req_op_REQ_OP_DISCARD as u32);
+    pub const SECURE_ERASE: Op = Op(bindings::req_op_REQ_OP_SECURE_ERASE as u32);
+    pub const WRITE_ZEROES: Op = Op(bindings::req_op_REQ_OP_WRITE_ZEROES as u32);
+    pub const ZONE_APPEND: Op = Op(bindings::req_op_REQ_OP_ZONE_APPEND as u32);
+}
+
+/// Flags of a bio (`REQ_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// File system metadata.
+    pub const META: Flags = Flags(1 << bindings::req_flag_bits___REQ_META);
+    /// Somebody important is waiting for it.
+    pub const PRIO: Flags = Flags(1 << bindings::req_flag_bits___REQ_PRIO);
+    /// Swap.
+    pub const SWAP: Flags = Flags(1 << bindings::req_flag_bits___REQ_SWAP);
+    /// Fail with [`Status::AGAIN`] rather than wait.
+    pub const NOWAIT: Flags = Flags(1 << bindings::req_flag_bits___REQ_NOWAIT);
+    /// Flush the device's write cache first.
+    pub const PREFLUSH: Flags = Flags(1 << bindings::req_flag_bits___REQ_PREFLUSH);
+    /// Complete only when on stable storage.
+    pub const FUA: Flags = Flags(1 << bindings::req_flag_bits___REQ_FUA);
+    /// Somebody waits for it.
+    pub const SYNC: Flags = Flags(1 << bindings::req_flag_bits___REQ_SYNC);
+    /// Read ahead: may be failed at any time.
+    pub const RAHEAD: Flags = Flags(1 << bindings::req_flag_bits___REQ_RAHEAD);
+    /// Must not be torn.
+    pub const ATOMIC: Flags = Flags(1 << bindings::req_flag_bits___REQ_ATOMIC);
+
+    /// Is any of the flags in `others` set?
+    #[inline]
+    pub const fn any_of(self, others: Flags) -> bool {
+        self.0 & others.0 != 0
+    }
+
+    /// The flags of both.
+    #[inline]
+    pub const fn or(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+}
+
+/// How a bio ended (`blk_status_t`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status(bindings::blk_status_t);
+
+impl Status {
+    /// Success.
+    pub const OK: Status = Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_OK as u8);
+    /// The device cannot do that.
+    pub const NOTSUPP: Status = Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_NOTSUPP as u8);
+    /// No space left.
+    pub const NOSPC: Status = Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_NOSPC as u8);
+    /// Input/output error.
+    pub const IOERR: Status = Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_IOERR as u8);
+    /// It would have had to wait.
+    pub const AGAIN: Status = Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_AGAIN as u8);
+
+    pub(crate) const DM_REQUEUE: Status =
+        Status(bindings::ferrule_blk_status_FERRULE_BLK_STS_DM_REQUEUE as u8);
+
+    pub(crate) fn from_raw(status: bindings::blk_status_t) -> Self {
+        Self(status)
+    }
+
+    pub(crate) fn as_raw(self) -> bindings::blk_status_t {
+        self.0
+    }
+}
+
+/// A bio that its holder owns: what [`IncomingBio`] and [`MappedBio`] have in common.
+///
+/// `D` is the target's per-bio data ([`Target::PerBio`](crate::device_mapper::Target::PerBio)).
+///
+/// Dropping it ends the I/O with [`Status::IOERR`]. That may be done in any context.
+///
+/// # Invariants
+///
+/// - `bio` points to a bio that device mapper allocated (a clone, with `clone_endio()` as its end
+///   function), for a target whose `per_io_data_size` is the size of `D`, with the `D` in it
+///   initialised.
+/// - This object owns it: nobody else accesses the bio, and it was neither submitted nor ended since
+///   it was passed to the target. Until one of the two is done, the table that the target belongs
+///   to, with the devices that it opened, exists: device mapper waits for bios in flight before it
+///   destroys a table.
+/// - In a [`MappedBio`], `bio->bi_bdev` is a device of that table.
+#[repr(transparent)]
+pub struct Bio<D = ()> {
+    bio: NonNull<bindings::bio>,
+    _data: PhantomData<D>,
+}
+
+// SAFETY: By the type invariants this is the only reference to the bio, which is not tied to a
+// thread, and to the `D` in it.
+unsafe impl<D: Send> Send for Bio<D> {}
+// SAFETY: `&self` methods only read.
+unsafe impl<D: Sync> Sync for Bio<D> {}
+
+impl<D> Bio<D> {
+    /// Size of the per-bio data, as told to device mapper.
+    pub(crate) const DATA_SIZE: usize = {
+        // Device mapper places the data right before structures that end in a bio, at a distance
+        // that is a multiple of their alignment.
+        assert!(mem::align_of::<D>() <= mem::align_of::<bindings::bio>());
+        // Nobody would drop it.
+        assert!(!mem::needs_drop::<D>());
+        mem::size_of::<D>()
+    };
+
+    /// The per-bio data of a bio that device mapper passes to the target.
+    ///
+    /// # Safety
+    ///
+    /// `bio` must be a clone that device mapper allocated for a target whose `per_io_data_size` is
+    /// [`Self::DATA_SIZE`].
+    #[inline]
+    unsafe fn data_ptr(bio: *mut bindings::bio) -> *mut D {
+        if mem::size_of::<D>() == 0 {
+            return NonNull::dangling().as_ptr();
+        }
+        // SAFETY: By the safety requirements.
+        unsafe { bindings::dm_per_bio_data(bio, Self::DATA_SIZE) }.cast()
+    }
+
+    /// Takes ownership of a bio that device mapper passed to the target, and initialises its data.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::data_ptr`]; and the caller passes on the ownership of `bio`.
+    #[inline]
+    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self
+    where
+        D: Default,
+    {
+        // SAFETY: By the safety requirements the space for it is there, and nobody else accesses it.
+        unsafe { Self::data_ptr(bio).write(D::default()) };
+        // INVARIANT: By the safety requirements; the data was just initialised.
+        Self {
+            // SAFETY: Device mapper passes no null pointers.
+            bio: unsafe { NonNull::new_unchecked(bio) },
+            _data: PhantomData,
+        }
+    }
+
+    /// Gives up ownership.
+    #[inline]
+    pub(crate) fn into_raw(self) -> *mut bindings::bio {
+        ManuallyDrop::new(self).bio.as_ptr()
+    }
+
+    #[inline]
+    pub(crate) fn as_raw(&self) -> *mut bindings::bio {
+        self.bio.as_ptr()
+    }
+
+    #[inline]
+    fn raw(&self) -> &bindings::bio {
+        // SAFETY: By the type invariants the bio is valid and nobody changes it. `&mut self` methods
+        // that do change it do so through the raw pointer, while no such reference lives.
+        unsafe { self.bio.as_ref() }
+    }
+
+    /// What it asks for.
+    #[inline]
+    pub fn op(&self) -> Op {
+        Op(self.raw().bi_opf & ((1 << bindings::REQ_OP_BITS) - 1))
+    }
+
+    /// Its `REQ_*` flags.
+    #[inline]
+    pub fn flags(&self) -> Flags {
+        Flags(self.raw().bi_opf & !((1 << bindings::REQ_OP_BITS) - 1))
+    }
+
+    /// Which way its data goes.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        // All operations that write have an odd number.
+        if self.raw().bi_opf & 1 != 0 {
+            Direction::Write
+        } else {
+            Direction::Read
+        }
+    }
+
+    /// Where it begins, in sectors: of the mapped device in an [`IncomingBio`], of the device that it
+    /// is directed to in a [`MappedBio`].
+    #[inline]
+    pub fn sector(&self) -> u64 {
+        self.raw().bi_iter.bi_sector
+    }
+
+    /// How much of the device it concerns, in bytes. A discard has a size, but carries no data.
+    #[inline]
+    pub fn size(&self) -> u32 {
+        self.raw().bi_iter.bi_size
+    }
+
+    /// Does it carry data? Flush, discard, write zeroes, secure erase and zone management do not.
+    #[inline]
+    pub fn has_data(&self) -> bool {
+        self.size() != 0 && matches!(self.op(), Op::READ | Op::WRITE | Op::ZONE_APPEND)
+    }
+
+    /// The target's own data in this bio, as [`Default`] made it or as
+    /// [`IncomingBio::data_mut`] left it.
+    #[inline]
+    pub fn data(&self) -> &D {
+        // SAFETY: By the type invariants it is initialised, and we own it.
+        unsafe { &*Self::data_ptr(self.as_raw()) }
+    }
+
+    #[inline]
+    fn data_mut(&mut self) -> &mut D {
+        // SAFETY: By the type invariants it is initialised, and we own it.
+        unsafe { &mut *Self::data_ptr(self.as_raw()) }
+    }
+
+    fn end(self, status: Status) {
+        let bio = self.into_raw();
+        // SAFETY: We owned the bio, and passed the ownership on to `bio_endio()`.
+        unsafe {
+            (*bio).bi_status = status.as_raw();
+            bindings::bio_endio(bio);
+        }
+    }
+}
+
+impl<D> Drop for Bio<D> {
+    fn drop(&mut self) {
+        let bio = self.bio.as_ptr();
+        // SAFETY: By the type invariants we own the bio, and it is not used after this.
+        unsafe {
+            (*bio).bi_status = Status::IOERR.as_raw();
+            bindings::bio_endio(bio);
+        }
+    }
+}
+
+/// A bio as it comes to [`Target::map`](crate::device_mapper::Target::map), not yet directed to
+/// any device.
+///
+/// `'a` is the call of `map` that it came with.
+///
+/// See [`Bio`] for what can be asked of it and what dropping it does.
+pub struct IncomingBio<'a, D = ()> {
+    bio: Bio<D>,
+    // Invariant in 'a, so that no other call's device fits.
+    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+}
+
+impl<'a, D> IncomingBio<'a, D> {
+    #[inline]
+    pub(crate) fn new(bio: Bio<D>) -> Self {
+        Self {
+            bio,
+            _call: PhantomData,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn into_bio(self) -> Bio<D> {
+        self.bio
+    }
+
+    /// Directs the bio to `sector` of `device`.
+    #[inline]
+    pub fn remap(self, device: Device<'a>, sector: u64) -> MappedBio<D> {
+        let bio = self.bio.as_raw();
+        // SAFETY: By the type invariants we own the bio. The device is one of the table that the bio
+        // belongs to, as both carry the lifetime of the same call, and therefore valid.
+        unsafe {
+            bindings::ferrule_bio_set_dev(bio, device.as_bdev());
+            (*bio).bi_iter.bi_sector = sector;
+        }
+        // INVARIANT: It is now directed to a device of its table.
+        MappedBio { bio: self.bio }
+    }
+
+    /// The target's own data in this bio.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut D {
+        self.bio.data_mut()
+    }
+
+    /// Completes it. The target's `end_io` is called before this returns.
+    ///
+    /// Any context.
+    pub fn end(self, status: Status) {
+        self.bio.end(status)
+    }
+}
+
+impl<D> Deref for IncomingBio<'_, D> {
+    type Target = Bio<D>;
+
+    #[inline]
+    fn deref(&self) -> &Bio<D> {
+        &self.bio
+    }
+}
+
+/// A bio that is directed to one of the target's devices. It may be held, and is `Send`.
+///
+/// See [`Bio`] for what can be asked of it and what dropping it does.
+#[repr(transparent)]
+pub struct MappedBio<D = ()> {
+    bio: Bio<D>,
+}
+
+impl<D> MappedBio<D> {
+    #[inline]
+    pub(crate) fn into_bio(self) -> Bio<D> {
+        self.bio
+    }
+
+    /// The target's own data in this bio.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut D {
+        self.bio.data_mut()
+    }
+
+    /// Submits it to the device below.
+    ///
+    /// Process context, without spinlocks: the device below may sleep. From
+    /// [`Target::map`](crate::device_mapper::Target::map) return
+    /// [`Map::Remapped`](crate::device_mapper::Map::Remapped) instead, which costs less.
+    pub fn submit(self) {
+        let bio = self.bio.into_raw();
+        // SAFETY: We owned the bio, a clone that device mapper made, which is directed to a device
+        // of its table; the adapter set `accounts_remapped_io`.
+        unsafe { bindings::dm_submit_bio_remap(bio, ptr::null_mut()) };
+    }
+
+    /// Completes it without submitting it. The target's `end_io` is called before this returns.
+    ///
+    /// Any context.
+    pub fn end(self, status: Status) {
+        self.bio.end(status)
+    }
+
+    /// Makes a bio fit to be kept: its issuer will not poll the device for its completion, since the
+    /// device does not have it.
+    pub fn prepare_to_hold(&mut self) {
+        // SAFETY: By the type invariants we own the bio.
+        unsafe { bindings::ferrule_bio_clear_polled(self.bio.as_raw()) };
+    }
+
+    /// How many I/Os the device makes of it, 1 or more: those that remain within the device's
+    /// queue limits (`max_sectors`, `max_segments`, `chunk_sectors` and so on).
+    pub fn count_ios(&mut self) -> u32 {
+        if !self.bio.has_data() {
+            return 1;
+        }
+        // SAFETY: By the type invariants we own the bio, and it is directed to a valid device; it
+        // carries data.
+        unsafe { bindings::ferrule_bio_count_splits(self.bio.as_raw()) }
+    }
+
+    /// Has the disk that it is directed to been taken away?
+    pub fn device_is_dead(&self) -> bool {
+        // SAFETY: By the type invariants it is directed to a valid device.
+        unsafe { bindings::ferrule_bdev_is_dead(self.bio.raw().bi_bdev) }
+    }
+}
+
+impl<D> Deref for MappedBio<D> {
+    type Target = Bio<D>;
+
+    #[inline]
+    fn deref(&self) -> &Bio<D> {
+        &self.bio
+    }
+}
+
+/// A bio that has ended, as [`Target::end_io`](crate::device_mapper::Target::end_io) sees it.
+///
+/// # Invariants
+///
+/// As [`Bio`], but borrowed from device mapper.
+pub struct EndedBio<'a, D = ()> {
+    bio: ManuallyDrop<Bio<D>>,
+    _call: PhantomData<&'a Bio<D>>,
+}
+
+impl<D> EndedBio<'_, D> {
+    /// # Safety
+    ///
+    /// `bio` must have come to the target's `map` before and have ended; it must be valid, and its
+    /// `D` not be accessed otherwise, for as long as this object exists.
+    #[inline]
+    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
+        // INVARIANT: By the safety requirements; `map` initialised the data.
+        Self {
+            bio: ManuallyDrop::new(Bio {
+                // SAFETY: Device mapper passes no null pointers.
+                bio: unsafe { NonNull::new_unchecked(bio) },
+                _data: PhantomData,
+            }),
+            _call: PhantomData,
+        }
+    }
+
+    /// What it asked for.
+    #[inline]
+    pub fn op(&self) -> Op {
+        self.bio.op()
+    }
+
+    /// Which way its data went.
+    #[inline]
+    pub fn direction(&self) -> Direction {
+        self.bio.direction()
+    }
+
+    /// The target's own data in this bio.
+    #[inline]
+    pub fn data(&self) -> &D {
+        self.bio.data()
+    }
+}
+
+/// A first-in, first-out list of bios that needs no memory of its own.
+///
+/// Dropping it drops the bios that are in it, each of which ends with an I/O error.
+///
+/// # Invariants
+///
+/// The bios from `head` on, linked by `bi_next` up to `tail` whose `bi_next` is null, meet the
+/// invariants of a [`MappedBio`], owned by this list. When `head` is null, the list is empty.
+pub struct BioList<D = ()> {
+    head: *mut bindings::bio,
+    tail: *mut bindings::bio,
+    _data: PhantomData<MappedBio<D>>,
+}
+
+// SAFETY: The list owns its bios, which are `Send`.
+unsafe impl<D: Send> Send for BioList<D> {}
+// SAFETY: `&self` methods only read.
+unsafe impl<D: Sync> Sync for BioList<D> {}
+
+impl<D> BioList<D> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        // INVARIANT: It is empty.
+        Self {
+            head: ptr::null_mut(),
+            tail: ptr::null_mut(),
+            _data: PhantomData,
+        }
+    }
+
+    /// Is there nothing in it?
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// Appends a bio.
+    pub fn push_back(&mut self, bio: MappedBio<D>) {
+        let bio = bio.bio.into_raw();
+        // SAFETY: We own the bio, and `bi_next` belongs to its owner. By the type invariants `tail`
+        // is a bio that we own when the list is not empty.
+        unsafe {
+            (*bio).bi_next = ptr::null_mut();
+            if self.head.is_null() {
+                self.head = bio;
+            } else {
+                (*self.tail).bi_next = bio;
+            }
+        }
+        // INVARIANT: The last bio of the list, with a null `bi_next`.
+        self.tail = bio;
+    }
+
+    /// Takes the first bio out.
+    pub fn pop_front(&mut self) -> Option<MappedBio<D>> {
+        let bio = NonNull::new(self.head)?;
+        // SAFETY: By the type invariants we own it. A bio that is submitted must not be linked.
+        unsafe {
+            self.head = (*bio.as_ptr()).bi_next;
+            (*bio.as_ptr()).bi_next = ptr::null_mut();
+        }
+        // INVARIANT: By the invariants of the list, which no longer owns it.
+        Some(MappedBio {
+            bio: Bio {
+                bio,
+                _data: PhantomData,
+            },
+        })
+    }
+
+    /// The first bio.
+    pub fn front(&self) -> Option<&MappedBio<D>> {
+        if self.head.is_null() {
+            return None;
+        }
+        // SAFETY: `MappedBio` and `Bio` are transparent over a non-null pointer to the bio, which
+        // `head` was just found to be. By the type invariants `head` meets the invariants of a `MappedBio`
+        // as long as it is in the list, which the reference borrows.
+        Some(unsafe { &*ptr::from_ref(&self.head).cast::<MappedBio<D>>() })
+    }
+}
+
+impl<D> Default for BioList<D> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<D> Drop for BioList<D> {
+    fn drop(&mut self) {
+        while self.pop_front().is_some() {}
+    }
+}

@@ -3,6 +3,7 @@
 
 #include "bindings_helper.h"
 
+#include "helpers/percpu.c"
 #include "helpers/workqueue.c"
 
 #ifdef FERRULE_FEATURE_device_mapper

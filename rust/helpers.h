@@ -16,6 +16,7 @@
 #include "helpers/bio.h"
 #include "helpers/device_mapper.h"
 #include "helpers/mm.h"
+#include "helpers/percpu.h"
 #include "helpers/virtio.h"
 #include "helpers/workqueue.h"
 

@@ -1,3 +1,123 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! Work queues that a driver owns.
+//!
+//! The kernel crate lends the system's queues. I/O must not depend on those: when memory is short,
+//! they may be unable to start a worker until the I/O that waits for them is done. A driver in an
+//! I/O path makes a queue of its own, with a rescuer:
+//!
+//! 1. Make an [`OwnedQueue`].
+//! 2. [`enqueue`](Queue::enqueue) on it like on any [`Queue`].
+//! 3. Drop it when nothing will be queued any more; that waits for what is.
+//!
+//! | here | C |
+//! | --- | --- |
+//! | [`OwnedQueue::new`] | `alloc_workqueue("%s", WQ_MEM_RECLAIM \| WQ_UNBOUND, 0, name)` |
+//! | [`OwnedQueue::flush`] | `flush_workqueue()` |
+//! | drop | `destroy_workqueue()` |
+//!
+//! Must not be dropped by a work item that runs on it: it would wait for itself. So that
+//! this cannot happen by the way of a reference count, let the owner of the work items own the queue,
+//! not the items.
+//!
+//! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
+
+use crate::bindings;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    workqueue::Queue, //
+};
+
+/// How soon a queue's work should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Priority {
+    /// Like any process.
+    Normal,
+    /// Before other processes (`WQ_HIGHPRI`).
+    High,
+}
+
+/// A work queue with a rescuer (`WQ_MEM_RECLAIM`), not bound to a CPU (`WQ_UNBOUND`).
+///
+/// Drop waits for the work that is queued.
+///
+/// # Invariants
+///
+/// `queue` is a valid work queue that this object owns.
+pub struct OwnedQueue {
+    queue: NonNull<bindings::workqueue_struct>,
+}
+
+// SAFETY: Work queues may be used and destroyed from any thread.
+unsafe impl Send for OwnedQueue {}
+// SAFETY: As above.
+unsafe impl Sync for OwnedQueue {}
+
+impl OwnedQueue {
+    /// Makes a queue. `name` shows in the name of its rescuer thread, which has room for 15
+    /// characters. Process context.
+    pub fn new(name: &CStr, priority: Priority) -> Result<Self> {
+        let mut flags = bindings::wq_flags_WQ_MEM_RECLAIM | bindings::wq_flags_WQ_UNBOUND;
+        if priority == Priority::High {
+            flags |= bindings::wq_flags_WQ_HIGHPRI;
+        }
+        // SAFETY: The name is copied.
+        let queue =
+            unsafe { bindings::ferrule_alloc_workqueue(name.as_char_ptr(), flags as c_uint) };
+        // INVARIANT: Just made.
+        Ok(Self {
+            queue: NonNull::new(queue).ok_or(ENOMEM)?,
+        })
+    }
+
+    /// Waits for the work that is queued now. Process context; not from work on this queue.
+    pub fn flush(&self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::ferrule_flush_workqueue(self.queue.as_ptr()) }
+    }
+}
+
+impl Deref for OwnedQueue {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        // SAFETY: By the type invariants it is valid as long as `self`.
+        unsafe { Queue::from_raw(self.queue.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants we own it.
+        unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
+    }
+}
+
+#[kernel::macros::kunit_tests(ferrule_workqueue)]
+mod tests {
+    use super::*;
+    use kernel::sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    };
+
+    #[test]
+    fn drop_waits_for_queued_work() -> Result {
+        let done = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let queue = OwnedQueue::new(c"ferrule_test", Priority::High)?;
+        for _ in 0..10 {
+            let done = done.clone();
+            queue.try_spawn(GFP_KERNEL, move || done.add(1, Relaxed))?;
+        }
+        drop(queue);
+        assert_eq!(done.load(Relaxed), 10);
+        Ok(())
+    }
+}

@@ -1,1 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
+
+#include <linux/dax.h>
+
+struct dax_device *ferrule_dm_dax_pgoff(struct dm_target *ti, struct dm_dev *dev, sector_t start,
+					unsigned long *pgoff);
+long ferrule_dax_direct_access(struct dax_device *dax_dev, unsigned long pgoff, long nr_pages,
+			       enum dax_access_mode mode, void **kaddr, unsigned long *pfn);
+int ferrule_dax_zero_page_range(struct dax_device *dax_dev, unsigned long pgoff, size_t nr_pages);
+size_t ferrule_dax_recovery_write(struct dax_device *dax_dev, unsigned long pgoff, void *addr,
+				  size_t bytes, struct iov_iter *iter);

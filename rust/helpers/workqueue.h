@@ -1,1 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0 */
+
+struct workqueue_struct *ferrule_alloc_workqueue(const char *name, unsigned int flags);
+void ferrule_flush_workqueue(struct workqueue_struct *queue);

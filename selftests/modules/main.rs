@@ -1,19 +1,83 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! The smallest useful target, `linear-rs`: what dm-linear does, in the words of this project.
+//!
+//! ```text
+//! <start> <length> linear-rs <device> <offset>
+//! ```
 
+#![deny(unsafe_code)]
+
+use ferrule::{
+    bio::IncomingBio,
+    device_mapper::{
+        args::Args,
+        status::StatusWriter,
+        Constructor,
+        Features,
+        Map,
+        Mapping,
+        Registration,
+        StatusType,
+        Target,
+        TargetRef, //
+    }, //
+};
 use kernel::prelude::*;
 
 module! {
-    type: M,
+    type: LinearModule,
     name: "dm_linear_rs",
     authors: ["Ferrule"],
-    description: "x",
+    description: "Linear device-mapper target in Rust",
     license: "GPL",
 }
-struct M;
-impl kernel::Module for M {
-    fn init(_m: &'static ThisModule) -> Result<Self> {
-        Ok(M)
+
+#[pin_data]
+struct LinearModule {
+    #[pin]
+    _target: Registration<Linear>,
+}
+
+impl kernel::InPlaceModule for LinearModule {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self { _target <- Registration::new() })
+    }
+}
+
+struct Linear {
+    mapping: Mapping,
+}
+
+#[vtable]
+impl Target for Linear {
+    const NAME: &'static CStr = c"linear-rs";
+    const VERSION: [u32; 3] = [1, 0, 0];
+    const FEATURES: Features = Features::NOWAIT
+        .and(Features::PASSES_CRYPTO)
+        .and(Features::PASSES_INTEGRITY)
+        .and(Features::ZONED_HM)
+        .and(Features::ATOMIC_WRITES)
+        .and(Features::DAX);
+
+    type PerBio = ();
+
+    fn ctr(ti: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
+        let mapping = ti.map_device(args)?;
+        args.finish()?;
+        ti.set_flush_bypasses_map();
+        Ok(Linear { mapping })
+    }
+
+    fn map<'a>(self: Pin<&Self>, ti: TargetRef<'a>, bio: IncomingBio<'a>) -> Map<'a, ()> {
+        Map::Remapped(ti.remap(bio, self.mapping))
+    }
+
+    fn status(self: Pin<&Self>, ti: TargetRef<'_>, kind: StatusType, out: &mut StatusWriter<'_>) {
+        match kind {
+            StatusType::Info => {}
+            StatusType::Table => write!(out, "{}", ti.display(self.mapping)),
+            StatusType::Ima => write!(out, ",device={};", ti.display(self.mapping)),
+        }
     }
 }
