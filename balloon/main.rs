@@ -1,19 +1,34 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! Memory balloon of a virtio guest, as `drivers/virtio/virtio_balloon.c`.
+//!
+//! - [`driver`] binds the device and moves the balloon to its size.
+//! - [`host`] tells the host which pages it has.
+//! - [`stats`] answers the host's requests for statistics.
+//! - [`plan`] and [`message`] decide how much to move and what messages look like: plain integers
+//!   and bytes, also tested on the host.
+//!
+//! See Documentation/balloon.rst.
 
-use kernel::prelude::*;
+#[deny(unsafe_code)]
+mod driver;
+#[deny(unsafe_code)]
+mod host;
+#[deny(unsafe_code)]
+mod message;
+#[deny(unsafe_code)]
+mod plan;
+#[deny(unsafe_code)]
+mod stats;
+#[deny(unsafe_code)]
+mod tests;
 
-module! {
-    type: M,
+ferrule::virtio_device_table!(DEVICES, [ferrule::virtio::DeviceId::BALLOON]);
+
+ferrule::module_virtio_driver! {
+    type: driver::Driver,
     name: "virtio_balloon_rs",
     authors: ["Ferrule"],
-    description: "x",
+    description: "Virtio memory balloon driver",
     license: "GPL",
-}
-struct M;
-impl kernel::Module for M {
-    fn init(_m: &'static ThisModule) -> Result<Self> {
-        Ok(M)
-    }
 }

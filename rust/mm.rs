@@ -1,3 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! stub
+//! Memory management.
+
+pub mod balloon;
+pub mod vmstat;

@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pages that a guest gives to its host.
+//!
+//! # Writing a balloon driver
+//!
+//! 1. Implement [`Migrate`] for what tells the host about single pages.
+//! 2. Keep a [`Balloon`] of it.
+//! 3. To inflate: fill a [`Pages<Allocated>`](Pages), [`enqueue`](Balloon::enqueue) it, tell the
+//!    host the page frame numbers.
+//! 4. To deflate: [`dequeue`](Balloon::dequeue) into a [`Pages<Deflated>`](Pages), tell the host,
+//!    then [`free`](Pages::clear) them.
+//! 5. Make sure that the host does not use the pages any more before the balloon is dropped.
+//!
+//! | C | here |
+//! | --- | --- |
+//! | `struct balloon_dev_info` | [`Balloon`] |
+//! | `balloon_page_alloc` | [`Pages::allocate_one`] |
+//! | `balloon_page_list_enqueue` | [`Balloon::enqueue`] |
+//! | `balloon_page_list_dequeue` | [`Balloon::dequeue`] |
+//! | `migratepage` | [`Migrate`] |
+//! | `adjust_managed_page_count` | [`Managed`] |
+//!
+//! What differs from C: a page is either in a [`Pages`], which frees it when dropped, or in a
+//! [`Balloon`], which counts its pages and frees them when dropped. One that is just being migrated
+//! counts, and the drop waits for it.
+//!
+//! C header: `include/linux/balloon.h`
+
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    ptr::{
+        self,
+        NonNull, //
+    }, //
+};
+use kernel::{
+    container_of,
+    ffi,
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+    types::Opaque, //
+};
+
+/// Pages are just allocated: nobody but the [`Pages`] knows them.
+pub struct Allocated(());
+
+/// Pages were in a balloon, and can only be freed.
+pub struct Deflated(());
+
+/// Some pages on their way into a balloon or out of it. Dropping it frees them.
+///
+/// # Invariants
+///
+/// Each page is valid and owned (one reference), and on no list.
+pub struct Pages<S> {
+    pages: KVec<NonNull<bindings::page>>,
+    _state: PhantomData<S>,
+}
+
+// SAFETY: Pages can be freed by any thread.
+unsafe impl<S> Send for Pages<S> {}
+
+impl<S> Pages<S> {
+    /// Makes room for `capacity` pages. Nothing is allocated later but the pages themselves.
+    pub fn with_capacity(capacity: usize) -> Result<Self> {
+        Ok(Self {
+            pages: KVec::with_capacity(capacity, GFP_KERNEL)?,
+            _state: PhantomData,
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// For how many there is room.
+    pub fn capacity(&self) -> usize {
+        self.pages.capacity()
+    }
+
+    /// Their page frame numbers, in guest pages.
+    pub fn pfns(&self) -> impl ExactSizeIterator<Item = u64> + '_ {
+        self.pages.iter().map(|page| {
+            // SAFETY: By the type invariants the page is valid.
+            u64::try_from(unsafe { bindings::ferrule_page_to_pfn(page.as_ptr()) }).unwrap_or(0)
+        })
+    }
+
+    /// Frees them. Any context.
+    pub fn clear(&mut self) {
+        while let Some(page) = self.pages.pop() {
+            // SAFETY: By the type invariants the reference is owned; it was taken off the vector.
+            unsafe { bindings::ferrule_put_page(page.as_ptr()) };
+        }
+    }
+}
+
+impl Pages<Allocated> {
+    /// Allocates one page more. Process context.
+    ///
+    /// It may come out of reclaim, but neither out of the reserves nor by the OOM killer.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] when there is no page to be had, [`ENOSPC`] when there is no room.
+    pub fn allocate_one(&mut self) -> Result {
+        if self.pages.len() == self.pages.capacity() {
+            return Err(ENOSPC);
+        }
+        // SAFETY: It can be called in any process context.
+        let page = NonNull::new(unsafe { bindings::balloon_page_alloc() }).ok_or(ENOMEM)?;
+        // INVARIANT: The page was just allocated.
+        self.pages.push_within_capacity(page).map_err(|_| ENOSPC)
+    }
+}
+
+impl<S> Drop for Pages<S> {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+/// A page during its migration.
+///
+/// # Invariants
+///
+/// The page is valid for the lifetime `'a`.
+pub struct PageRef<'a>(NonNull<bindings::page>, PhantomData<&'a ()>);
+
+impl PageRef<'_> {
+    /// Its page frame number, in guest pages.
+    pub fn pfn(&self) -> u64 {
+        // SAFETY: By the type invariants the page is valid.
+        u64::try_from(unsafe { bindings::ferrule_page_to_pfn(self.0.as_ptr()) }).unwrap_or(0)
+    }
+}
+
+/// Lets compaction replace pages of a balloon by others.
+pub trait Migrate: Send + Sync + 'static {
+    /// Gives `new` to the host and takes back `old`.
+    ///
+    /// Process context, with the page locked, in the task that compacts memory; this may be the one
+    /// that allocates a page for the balloon, so locks that are held then can only be tried.
+    ///
+    /// # Errors
+    ///
+    /// [`EAGAIN`] when it cannot be done just now. Nothing is changed then: `old` stays in the
+    /// balloon and `new` is freed, so the host must not have been told of `new`.
+    fn migrate(&self, new: PageRef<'_>, old: PageRef<'_>) -> Result;
+}
+
+/// Whether pages in the balloon count as the guest's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Managed {
+    /// They do: the host gives them back when the guest needs them.
+    Counted,
+    /// They do not: `MemTotal` shrinks (`adjust_managed_page_count`).
+    Removed,
+}
+
+/// Pages that are the host's for now.
+///
+/// # Invariants
+///
+/// - `info` is initialised, and the one of this `Balloon`. Pages get in and out by the functions of
+///   `mm/balloon.c` only.
+/// - `count` is the number of pages in `info`, those isolated for migration included, or more while
+///   `enqueue` or `dequeue` is at work.
+#[pin_data(PinnedDrop)]
+pub struct Balloon<M: Migrate> {
+    #[pin]
+    info: Opaque<bindings::balloon_dev_info>,
+    count: Atomic<usize>,
+    migrate: M,
+}
+
+// SAFETY: A `balloon_dev_info` can be used from any thread, and `M: Send`.
+unsafe impl<M: Migrate> Send for Balloon<M> {}
+// SAFETY: The functions of `mm/balloon.c` lock what they use, `migratepage` and
+// `adjust_managed_page_count` do not change, and `M: Sync`.
+unsafe impl<M: Migrate> Sync for Balloon<M> {}
+
+impl<M: Migrate> Balloon<M> {
+    /// Creates an initialiser of an empty balloon.
+    pub fn new(migrate: M, managed: Managed) -> impl PinInit<Self> {
+        // INVARIANT: The balloon is initialised and empty.
+        pin_init!(Self {
+            info <- Opaque::ffi_init(|slot: *mut bindings::balloon_dev_info| {
+                // SAFETY: `slot` is valid for writes.
+                unsafe {
+                    bindings::ferrule_balloon_devinfo_init(slot);
+                    #[cfg(CONFIG_BALLOON_MIGRATION)]
+                    {
+                        (*slot).migratepage = Some(Self::migrate_callback);
+                    }
+                    (*slot).adjust_managed_page_count = managed == Managed::Removed;
+                }
+            }),
+            count: Atomic::new(0),
+            migrate,
+        })
+    }
+
+    /// How many pages are in the balloon. Any context.
+    pub fn len(&self) -> usize {
+        self.count.load(Relaxed)
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts all of `pages` into the balloon. From then on they may be migrated.
+    pub fn enqueue(&self, pages: &mut Pages<Allocated>) {
+        // Before, so that nobody takes out more than are counted.
+        self.count.fetch_add(pages.len(), Relaxed);
+        with_list(|list| {
+            while let Some(page) = pages.pages.pop() {
+                // SAFETY: The page is valid and on no list by the invariants of `Pages`; the list
+                // is initialised.
+                unsafe { bindings::ferrule_page_list_add_tail(page.as_ptr(), list) };
+            }
+            // SAFETY: `info` is initialised by the type invariants. The pages are ours and were
+            // allocated for a balloon.
+            unsafe { bindings::balloon_page_list_enqueue(self.info.get(), list) };
+        });
+    }
+
+    /// Takes pages out of the balloon, at most `max`, while `pages` has room. Returns how many.
+    ///
+    /// It may be none although there are pages: those that are being migrated cannot be taken.
+    pub fn dequeue(&self, pages: &mut Pages<Deflated>, max: usize) -> usize {
+        let max = max.min(pages.capacity() - pages.len());
+        let count = with_list(|list| {
+            // SAFETY: `info` and the list are initialised.
+            let count = unsafe { bindings::balloon_page_list_dequeue(self.info.get(), list, max) };
+            // SAFETY: The list is initialised and holds pages.
+            while let Some(page) = NonNull::new(unsafe { bindings::ferrule_page_list_pop(list) }) {
+                // There is room: `dequeue` returns no more than `max`.
+                //
+                // INVARIANT: The page was taken out of the balloon, with its reference, and off
+                // the list.
+                let _ = pages.pages.push_within_capacity(page);
+            }
+            count
+        });
+        self.count.fetch_sub(count, Relaxed);
+        count
+    }
+
+    /// # Safety
+    ///
+    /// Only to be called by `mm/balloon.c`, with the `info` of a `Balloon<M>` and two valid pages.
+    #[cfg(CONFIG_BALLOON_MIGRATION)]
+    unsafe extern "C" fn migrate_callback(
+        info: *mut bindings::balloon_dev_info,
+        new: *mut bindings::page,
+        old: *mut bindings::page,
+        _mode: bindings::migrate_mode,
+    ) -> ffi::c_int {
+        // CAST: `Opaque` is a transparent wrapper.
+        let info = info.cast::<Opaque<bindings::balloon_dev_info>>();
+        // SAFETY: `info` is the field of a `Balloon<M>`. It is not dropped meanwhile: `old` is in
+        // it, and its drop waits until that is dequeued.
+        let this = unsafe { &*container_of!(info, Self, info) };
+        // INVARIANT: Both pages are valid for the duration of this call.
+        //
+        // SAFETY: Neither is null.
+        let (new, old) = unsafe {
+            (
+                PageRef(NonNull::new_unchecked(new), PhantomData),
+                PageRef(NonNull::new_unchecked(old), PhantomData),
+            )
+        };
+        kernel::error::from_result(|| {
+            this.migrate
+                .migrate(new, old)
+                // `mm/balloon.c` gives a meaning of its own to some errors.
+                .map_err(|_| EAGAIN)
+                .map(|()| 0)
+        })
+    }
+}
+
+#[pinned_drop]
+impl<M: Migrate> PinnedDrop for Balloon<M> {
+    fn drop(self: Pin<&mut Self>) {
+        let mut left = self.len();
+        while left > 0 {
+            let dequeued = with_list(|list| {
+                // SAFETY: `info` and the list are initialised.
+                let dequeued =
+                    unsafe { bindings::balloon_page_list_dequeue(self.info.get(), list, left) };
+                loop {
+                    // SAFETY: The list is initialised and holds pages.
+                    let page = unsafe { bindings::ferrule_page_list_pop(list) };
+                    if page.is_null() {
+                        break;
+                    }
+                    // SAFETY: The page was taken out of the balloon with its reference.
+                    unsafe { bindings::ferrule_put_page(page) };
+                }
+                dequeued
+            });
+            left -= dequeued.min(left);
+            if left > 0 {
+                // The rest is being migrated.
+                fsleep(Delta::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Calls a function with an empty list, which is empty again when it returns.
+fn with_list<R>(f: impl FnOnce(*mut bindings::list_head) -> R) -> R {
+    let mut list = bindings::list_head {
+        next: ptr::null_mut(),
+        prev: ptr::null_mut(),
+    };
+    let list = &raw mut list;
+    // SAFETY: `list` is valid for writes.
+    unsafe {
+        (*list).next = list;
+        (*list).prev = list;
+    }
+    f(list)
+}

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Work items that are owned by what starts them, and cancelled when that goes.
+//!
+//! [`kernel::workqueue::Work`] hands a reference count to the queue: nobody can wait until such
+//! work has ended, which a driver must before its device goes and before its module is unloaded.
+//! An [`OwnedWork`] stays with its owner:
+//!
+//! 1. Implement [`Run`] for what the work is about.
+//! 2. Keep an [`OwnedWork`] of it, in place or in an [`Arc`](kernel::sync::Arc).
+//! 3. [`enqueue`](OwnedWork::enqueue) it, from any context.
+//! 4. [`disable`](OwnedWork::disable) it where it has to have ended and must not start again.
+//!    Dropping it does that too.
+//!
+//! | C | here |
+//! | --- | --- |
+//! | `struct work_struct` and what contains it | [`OwnedWork`] |
+//! | `INIT_WORK` | [`new_owned_work!`](crate::new_owned_work) |
+//! | `queue_work` | [`OwnedWork::enqueue`] |
+//! | `disable_work_sync` | [`OwnedWork::disable`], drop |
+//!
+//! What differs from C: the data cannot be freed under the work, because dropping it waits.
+//!
+//! C header: `include/linux/workqueue.h`
+
+use crate::bindings;
+use core::{
+    ops::Deref,
+    ptr, //
+};
+use kernel::{
+    container_of,
+    ffi,
+    prelude::*,
+    sync::LockClassKey,
+    types::Opaque,
+    workqueue::Queue, //
+};
+
+/// What a work item does.
+pub trait Run: Send + Sync + Sized + 'static {
+    /// Runs the work, in process context. It never runs twice at a time.
+    ///
+    /// The work may enqueue itself again through `work`. It must not drop the last owner of
+    /// itself: that would wait for this function to return.
+    fn run(work: &OwnedWork<Self>);
+}
+
+/// A work item and its data.
+///
+/// # Invariants
+///
+/// `work` is initialised, its function is [`OwnedWork::run_callback`], and it is the `work` field of
+/// a pinned `OwnedWork<T>`.
+#[pin_data(PinnedDrop)]
+pub struct OwnedWork<T: Run> {
+    #[pin]
+    work: Opaque<bindings::work_struct>,
+    #[pin]
+    data: T,
+}
+
+// SAFETY: A `work_struct` can be used from any thread, and `T: Send`.
+unsafe impl<T: Run> Send for OwnedWork<T> {}
+// SAFETY: The functions of a `work_struct` synchronise themselves, and `T: Sync`.
+unsafe impl<T: Run> Sync for OwnedWork<T> {}
+
+/// Creates an initialiser of an [`OwnedWork`] from one of its data, with a lock class of its own.
+#[macro_export]
+macro_rules! new_owned_work {
+    ($data:expr, $name:literal) => {
+        $crate::work::OwnedWork::new(
+            $data,
+            ::kernel::c_str!($name),
+            ::kernel::static_lock_class!(),
+        )
+    };
+}
+pub use new_owned_work;
+
+impl<T: Run> OwnedWork<T> {
+    /// Creates an initialiser. See [`new_owned_work!`](crate::new_owned_work).
+    pub fn new<E>(
+        data: impl PinInit<T, E>,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self, Error>
+    where
+        Error: From<E>,
+    {
+        // INVARIANT: `init_work_with_key` initialises `work` with `run_callback`.
+        try_pin_init!(Self {
+            work <- Opaque::ffi_init(|slot| {
+                // SAFETY: `slot` is valid for writes; the name and the key live for ever.
+                unsafe {
+                    bindings::init_work_with_key(
+                        slot,
+                        Some(Self::run_callback),
+                        false,
+                        name.as_char_ptr(),
+                        key.as_ptr(),
+                    )
+                }
+            }),
+            data <- data,
+        }? Error)
+    }
+
+    /// Enqueues the work. Any context.
+    ///
+    /// Returns false when it is enqueued already, or disabled. Work that runs at the moment can be
+    /// enqueued, and then runs once more.
+    pub fn enqueue(&self, queue: &Queue) -> bool {
+        // CAST: `Queue` is a transparent wrapper of a `workqueue_struct`.
+        let queue = ptr::from_ref(queue).cast_mut().cast();
+        // SAFETY: `queue` is a valid workqueue. `work` is initialised by the type invariants, and
+        // stays so until it has ended: dropping it waits.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as ffi::c_int,
+                queue,
+                self.work.get(),
+            )
+        }
+    }
+
+    /// Cancels the work, waits until it has ended, and makes every later
+    /// [`enqueue`](Self::enqueue) do nothing. Process context, not from the work itself.
+    pub fn disable(&self) {
+        // SAFETY: `work` is initialised by the type invariants.
+        unsafe { bindings::disable_work_sync(self.work.get()) };
+    }
+
+    /// # Safety
+    ///
+    /// Only to be called by a workqueue, with the `work` field of an `OwnedWork<T>`.
+    unsafe extern "C" fn run_callback(work: *mut bindings::work_struct) {
+        // CAST: `Opaque` is a transparent wrapper.
+        let work = work.cast::<Opaque<bindings::work_struct>>();
+        // SAFETY: `work` is the field of an `OwnedWork<T>`, which is not dropped while this runs:
+        // dropping it waits.
+        T::run(unsafe { &*container_of!(work, Self, work) })
+    }
+}
+
+impl<T: Run> Deref for OwnedWork<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+#[pinned_drop]
+impl<T: Run> PinnedDrop for OwnedWork<T> {
+    fn drop(self: Pin<&mut Self>) {
+        self.disable();
+    }
+}
