@@ -160,21 +160,27 @@ pub fn parse<'a, S>(
     Ok(())
 }
 
-/// Writes what `parse` would need to get from `defaults` to `settings`: the number of words that
-/// follow, then the words; nothing when there is no difference. A blank comes first.
-pub fn print<S>(
-    keys: &[Key<S>],
-    settings: &S,
-    defaults: &S,
-    out: &mut dyn fmt::Write,
-) -> fmt::Result {
-    let differs = |key: &&Key<S>| (key.get)(settings) != (key.get)(defaults);
-    let count = keys.iter().filter(differs).count();
-    if count != 0 {
-        write!(out, " {}", 2 * count)?;
+/// What [`parse`] needs to get from `defaults` to `settings`, to be formatted: a blank, the number of
+/// words that follow and the words; nothing when there is no difference.
+pub struct Words<'a, S> {
+    /// The keys, in the order in which they are written.
+    pub keys: &'a [Key<S>],
+    /// What to get to.
+    pub settings: &'a S,
+    /// Where to start.
+    pub defaults: &'a S,
+}
+
+impl<S> fmt::Display for Words<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let differs = |key: &&Key<S>| (key.get)(self.settings) != (key.get)(self.defaults);
+        let count = self.keys.iter().filter(differs).count();
+        if count != 0 {
+            write!(f, " {}", 2 * count)?;
+        }
+        for key in self.keys.iter().filter(differs) {
+            write!(f, " {} {}", key.name, (key.get)(self.settings))?;
+        }
+        Ok(())
     }
-    for key in keys.iter().filter(differs) {
-        write!(out, " {} {}", key.name, (key.get)(settings))?;
-    }
-    Ok(())
 }

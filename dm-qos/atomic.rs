@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The atomic integer that the decision code stands on. `selftests/unit` has another one of the same
+//! shape, by which loom drives that code through every interleaving.
+
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
+
+/// A `u64` that is read and exchanged in one piece, and orders nothing else.
+pub(crate) struct AtomicU64(Atomic<u64>);
+
+impl AtomicU64 {
+    pub(crate) const fn new(value: u64) -> Self {
+        Self(Atomic::new(value))
+    }
+
+    #[inline]
+    pub(crate) fn load(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn store(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Stores `new` if the value is `old`; returns what the value is if not.
+    #[inline]
+    pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
+        self.0.cmpxchg(old, new, Relaxed)
+    }
+}

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `dmsetup status` reports.
+
+use super::{
+    histogram::Summary,
+    limits::Charge,
+    Direction, //
+};
+use ferrule::{
+    device_mapper::status::StatusWriter,
+    percpu::PerCpuCounters, //
+};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::Mutex, //
+};
+
+/// I/Os and bytes, for each direction.
+const COUNTERS: usize = 4;
+
+/// I/Os that left for the device since the last reset.
+#[pin_data]
+pub(crate) struct Traffic {
+    counters: PerCpuCounters<COUNTERS>,
+    /// What the counters were at the last reset. They cannot be set back while others count.
+    #[pin]
+    base: Mutex<[u64; COUNTERS]>,
+}
+
+impl Traffic {
+    pub(crate) fn new() -> Result<impl PinInit<Self>> {
+        let counters = PerCpuCounters::new()?;
+        Ok(pin_init!(Self {
+            counters,
+            base <- new_mutex!([0; COUNTERS]),
+        }))
+    }
+
+    /// Any context.
+    #[inline]
+    pub(crate) fn count(&self, direction: Direction, charge: Charge) {
+        let first = 2 * direction as usize;
+        self.counters.add(first, u64::from(charge.ios));
+        self.counters.add(first + 1, u64::from(charge.bytes));
+    }
+
+    fn sums(&self) -> [u64; COUNTERS] {
+        core::array::from_fn(|which| self.counters.sum(which))
+    }
+
+    pub(crate) fn reset(&self) {
+        let mut base = self.base.lock();
+        *base = self.sums();
+    }
+
+    /// I/Os and bytes of a direction.
+    fn of(&self, direction: Direction) -> (u64, u64) {
+        let base = self.base.lock();
+        let sums = self.sums();
+        let first = 2 * direction as usize;
+        (
+            sums[first].wrapping_sub(base[first]),
+            sums[first + 1].wrapping_sub(base[first + 1]),
+        )
+    }
+}
+
+/// Writes the fields of both directions.
+pub(crate) fn write_status(
+    out: &mut StatusWriter<'_>,
+    traffic: &Traffic,
+    held: impl Fn(Direction) -> (u64, Summary),
+) {
+    for (direction, name) in [(Direction::Read, "read"), (Direction::Write, "write")] {
+        let (ios, bytes) = traffic.of(direction);
+        let (now, times) = held(direction);
+        if !out.is_empty() {
+            write!(out, " ");
+        }
+        write!(
+            out,
+            "{name}_ios={ios} {name}_bytes={bytes} {name}_held_total={} {name}_held={now} \
+             {name}_hold_mean_us={} {name}_hold_p50_us={} {name}_hold_p99_us={} \
+             {name}_hold_max_us={}",
+            times.count + now,
+            times.mean,
+            times.p50,
+            times.p99,
+            times.max,
+        );
+    }
+}
