@@ -18,8 +18,10 @@ pub mod bio;
 pub mod device_mapper;
 #[cfg(feature = "balloon")]
 pub mod mm;
+pub mod percpu;
 #[cfg(feature = "virtio")]
 pub mod virtio;
+pub mod work;
 pub mod workqueue;
 
 /// Prefix of the messages that this crate logs.
