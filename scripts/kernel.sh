@@ -17,7 +17,7 @@ config=$FERRULE_ROOT/scripts/config
 
 # What each is for, and what it cost where it was measured (two cores): objects, minutes.
 case $variant in
-release) fragments='x86 base release' arch=x86 target=bzImage objects=1900 minutes=20 disk=1500 ;;
+release) fragments='x86 base release' arch=x86 target=bzImage objects=1790 minutes=25 disk=1500 ;;
 checking) fragments='x86 base checking' arch=x86 target=bzImage objects=2500 minutes=30 disk=3000 ;;
 uml) fragments='base uml' arch=um target=linux objects=1500 minutes=14 disk=2500 ;;
 *) die "no such kernel: $variant (release, checking or uml)" ;;
@@ -88,9 +88,11 @@ if [ -n "${KDIR:-}" ] && [ "$variant" = release ]; then
 	exit
 fi
 
-lock_cache
 if [ -z "${KSRC:-}" ]; then
-	[ -e "$(cached_source)" ] || fetch_source
+	if [ ! -e "$(cached_source)" ]; then
+		lock_cache source
+		[ -e "$(cached_source)" ] || fetch_source
+	fi
 	KSRC=$(dirname "$(cached_source)")
 else
 	KSRC=$(realpath "$KSRC")
@@ -105,7 +107,7 @@ for fragment in $fragments; do
 	fragment_files+=("$config/$fragment.config")
 done
 key=$({
-	cat "${fragment_files[@]}"
+	grep -h '^CONFIG_' "${fragment_files[@]}" | sort
 	echo "$KSRC $version"
 	"$RUSTC" --version
 	"clang$llvm_suffix" --version
@@ -113,11 +115,15 @@ key=$({
 } | sha256sum | cut -c1-12)
 build="$FERRULE_CACHE/build/$variant-$version-$key"
 
-if [ -e "$build/.complete" ]; then
+done_already() {
+	[ -e "$build/.complete" ] || return 0
 	echo "$build"
 	exit
-fi
+}
 
+done_already
+lock_cache "$variant kernel"
+done_already
 mkdir -p "$build"
 make_kernel() {
 	make -C "$KSRC" O="$build" ARCH="$arch" LLVM="$LLVM" CC="ccache clang$llvm_suffix" \

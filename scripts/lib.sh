@@ -20,12 +20,13 @@ die() {
 	exit 1
 }
 
-# One make at a time writes to the cache. The lock is held until the script ends.
+# lock_cache NAME: one make at a time writes to that part of the cache. Held until the script ends,
+# or until the next lock.
 lock_cache() {
-	mkdir -p "$FERRULE_CACHE"
-	exec 9>"$FERRULE_CACHE/lock"
+	mkdir -p "$FERRULE_CACHE/locks"
+	exec 9>"$FERRULE_CACHE/locks/$1"
 	flock -n 9 && return
-	say "another make is using $FERRULE_CACHE: waiting for it"
+	say "another make is at work on the $1 in $FERRULE_CACHE: waiting for it"
 	flock 9
 }
 

@@ -217,7 +217,7 @@ lint_tools() {
 			die "no clippy-driver"
 }
 
-lock_cache
+lock_cache tools
 mkdir -p "$FERRULE_CACHE/tools"
 for group in "$@"; do
 	case $group in
