@@ -10,6 +10,8 @@ mod cell;
 mod rotation;
 #[deny(unsafe_code)]
 mod round_robin;
+#[cfg(CONFIG_KUNIT = "y")]
+mod tests;
 
 ferrule::module_path_selector! {
     type: round_robin::RoundRobin,

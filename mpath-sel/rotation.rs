@@ -41,21 +41,6 @@ const NO_PATH: u16 = u16::MAX;
 /// As a hop: no path is in service.
 const NOWHERE: u32 = u32::MAX;
 
-/// Reads a weight: decimal digits, 1 to 65535.
-pub(crate) fn parse_weight(word: &[u8]) -> Option<u16> {
-    if word.is_empty() {
-        return None;
-    }
-    let mut weight = 0u16;
-    for &c in word {
-        if !c.is_ascii_digit() {
-            return None;
-        }
-        weight = weight.checked_mul(10)?.checked_add(u16::from(c - b'0'))?;
-    }
-    (weight > 0).then_some(weight)
-}
-
 /// What is known about a path while the schedule is made.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Job {

@@ -9,6 +9,7 @@ use super::{
         Job, //
     }, //
 };
+use core::ops::RangeInclusive;
 use ferrule::device_mapper::path_selector::{
     Args,
     Path,
@@ -30,6 +31,9 @@ use kernel::{
         Relaxed, //
     }, //
 };
+
+/// What a path's weight may be.
+const WEIGHTS: RangeInclusive<u64> = 1..=u16::MAX as u64;
 
 const INCORRECT_NUMBER: Refusal =
     Refusal::new(EINVAL, c"round-robin ps: incorrect number of arguments");
@@ -131,15 +135,15 @@ impl PathSelector for RoundRobin {
         Self::new()
     }
 
-    fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<RoundRobinPath, Refusal> {
+    fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<RoundRobinPath, Refusal> {
         let this = self.get_mut();
 
-        if args.len() > 1 {
+        if args.remaining() > 1 {
             return Err(INCORRECT_NUMBER);
         }
-        let weight = match args.get(0) {
-            None => 1,
-            Some(word) => rotation::parse_weight(word.to_bytes()).ok_or(INVALID_COUNT)?,
+        let weight = match args.remaining() {
+            0 => 1,
+            _ => args.number("weight", WEIGHTS).map_err(|_| INVALID_COUNT)? as u16,
         };
         if this.weights.len() == rotation::MAX_PATHS {
             return Err(TOO_MANY_PATHS);
@@ -172,7 +176,7 @@ impl PathSelector for RoundRobin {
 
     fn path_status(&self, path: &Path<Self>, report: Report, out: &mut StatusWriter<'_>) {
         if report == Report::Table {
-            out.arg(path.weight);
+            write!(out, "{} ", path.weight);
         }
     }
 }

@@ -20,7 +20,7 @@
 //! | [`Path`] | `struct dm_path`, and what `path->pscontext` points to |
 //! | [`Paths`] | no counterpart: a C selector keeps lists of its own |
 //! | [`Registration`] | `dm_register_path_selector()`, `dm_unregister_path_selector()` |
-//! | [`StatusWriter`] | `DMEMIT()` on `result`, `maxlen` |
+//! | [`Args`], [`StatusWriter`] | `argc`, `argv`; `DMEMIT()` on `result`, `maxlen` |
 //!
 //! # Ownership
 //!
@@ -50,7 +50,7 @@
 //!
 //! # Example
 //!
-//! The first path that works takes all I/O. (This is also compiled and run, in this file's tests.)
+//! The first path that works takes all I/O. (This file's tests run the same, with an argument.)
 //!
 //! ```ignore
 //! use ferrule::device_mapper::path_selector::*;
@@ -69,10 +69,9 @@
 //!         Ok(FirstPath)
 //!     }
 //!
-//!     fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<Atomic<bool>, Refusal> {
-//!         if args.len() != 0 {
-//!             return Err(Refusal::new(EINVAL, c"first-path ps: incorrect number of arguments"));
-//!         }
+//!     fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<Atomic<bool>, Refusal> {
+//!         args.finish()
+//!             .map_err(|error| Refusal::new(error, c"first-path ps: incorrect arguments"))?;
 //!         Ok(Atomic::new(true))
 //!     }
 //!
@@ -99,9 +98,14 @@
 //! }
 //! ```
 
+pub use super::{
+    args::Args,
+    status::StatusWriter, //
+};
+
+use super::args::Context;
 use crate::bindings;
 use core::{
-    fmt,
     marker::PhantomData,
     ops::Deref,
     ptr::NonNull, //
@@ -165,13 +169,14 @@ pub trait PathSelector: Sized + Send + Sync + 'static {
     /// The failed path works again. Atomic context. On an error the path stays failed.
     fn reinstate_path(&self, path: &Path<Self>) -> Result;
 
-    /// Writes the number of the selector's own arguments and then these. Atomic context.
+    /// Writes the number of the selector's own arguments and then these, each with a space after
+    /// it. Atomic context.
     fn selector_status(&self, _report: Report, out: &mut StatusWriter<'_>) {
-        out.arg(0);
+        write!(out, "0 ");
     }
 
-    /// Writes the path's arguments: as many as [`Self::TABLE_ARGS`] in [`Report::Table`] and as
-    /// [`Self::INFO_ARGS`] in [`Report::Info`]. Atomic context.
+    /// Writes the path's arguments, each with a space after it: as many as [`Self::TABLE_ARGS`] in
+    /// [`Report::Table`] and as [`Self::INFO_ARGS`] in [`Report::Info`]. Atomic context.
     fn path_status(&self, _path: &Path<Self>, _report: Report, _out: &mut StatusWriter<'_>) {}
 
     /// An I/O of `nr_bytes` bytes goes down the path (optional).
@@ -188,7 +193,8 @@ pub trait PathSelector: Sized + Send + Sync + 'static {
 
 /// Why a path was refused: an error, and its text for the kernel log.
 ///
-/// The log line names the table's device and target before the text.
+/// The text is a constant, as on the C side, and the log line names the mapped device before it.
+/// Which word was refused is in the line that [`Args`] logs.
 #[derive(Clone, Copy)]
 pub struct Refusal {
     error: Error,
@@ -202,47 +208,6 @@ impl Refusal {
     }
 }
 
-/// Table arguments: the words that stand after a selector's or a path's name.
-#[derive(Clone, Copy)]
-pub struct Args<'a> {
-    words: &'a [*mut c_char],
-}
-
-impl<'a> Args<'a> {
-    /// # Safety
-    ///
-    /// `argv` must point to at least `argc` pointers to NUL-terminated strings, or `argc` be 0;
-    /// all of them unchanged during `'a`.
-    unsafe fn from_raw(argc: usize, argv: *mut *mut c_char) -> Self {
-        let words = if argc == 0 {
-            &[]
-        } else {
-            // SAFETY: By this function's requirements.
-            unsafe { core::slice::from_raw_parts(argv, argc) }
-        };
-        Self { words }
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.words.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.words.is_empty()
-    }
-
-    /// The argument at `index`, from 0.
-    pub fn get(&self, index: usize) -> Option<&'a CStr> {
-        let word = *self.words.get(index)?;
-
-        // SAFETY: By the requirements of `from_raw`, `word` is a NUL-terminated string that does
-        // not change during `'a`.
-        Some(unsafe { CStr::from_char_ptr(word) })
-    }
-}
-
 /// What is asked for in a status callback. Maps to `status_type_t`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
@@ -252,69 +217,6 @@ pub enum Report {
     Table,
     /// The integrity measurement of a table.
     Ima,
-}
-
-/// Writes words into a status buffer. What does not fit is cut off, and device mapper then tells
-/// user space to come again with more room.
-///
-/// # Invariants
-///
-/// - `buffer` is valid for writes of `size` bytes during `'a`, and nobody else uses it.
-/// - `len` is less than `size`, or both are 0.
-/// - If `size` is not 0, then the first `len` bytes are followed by a NUL.
-pub struct StatusWriter<'a> {
-    buffer: *mut u8,
-    size: usize,
-    len: usize,
-    _buffer: PhantomData<&'a mut [u8]>,
-}
-
-impl StatusWriter<'_> {
-    /// # Safety
-    ///
-    /// `buffer` must be valid for writes of `size` bytes during the lifetime of what is returned,
-    /// and used by nobody else.
-    unsafe fn from_raw(buffer: *mut c_char, size: usize) -> Self {
-        let buffer = buffer.cast::<u8>();
-        if size > 0 {
-            // SAFETY: There is room for at least one byte.
-            unsafe { buffer.write(0) };
-        }
-        // INVARIANT: The first by this function's requirements; `len` is 0, and the NUL was just
-        // written.
-        Self {
-            buffer,
-            size,
-            len: 0,
-            _buffer: PhantomData,
-        }
-    }
-
-    /// Writes one word and the space after it.
-    pub fn arg(&mut self, word: impl fmt::Display) {
-        // Cut off when full: not an error.
-        let _ = fmt::Write::write_fmt(self, format_args!("{word} "));
-    }
-}
-
-impl fmt::Write for StatusWriter<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = self.size.saturating_sub(self.len + 1);
-        let n = text.len().min(room);
-        if n > 0 {
-            // SAFETY: `len + n + 1 <= size`, and `buffer` is valid for writes of `size` bytes, by
-            // the type invariants. `text` cannot overlap with it, as it is borrowed.
-            unsafe {
-                self.buffer
-                    .add(self.len)
-                    .copy_from_nonoverlapping(text.as_ptr(), n);
-                self.buffer.add(self.len + n).write(0);
-            }
-            // INVARIANT: `len + n < size`, and the NUL was written.
-            self.len += n;
-        }
-        Ok(())
-    }
 }
 
 /// A path of a priority group, with what the selector keeps for it.
@@ -395,6 +297,16 @@ struct Instance<T: PathSelector> {
 struct Adapter<T: PathSelector>(PhantomData<T>);
 
 impl<T: PathSelector> Adapter<T> {
+    /// What refused arguments belong to, for the kernel log.
+    fn context(part: &'static str) -> Context<'static> {
+        Context {
+            what: "",
+            device: c"multipath",
+            name: T::NAME,
+            part,
+        }
+    }
+
     /// # Safety
     ///
     /// - [`Self::create`] must have succeeded on `ps` and [`Self::destroy`] must not have been
@@ -427,7 +339,7 @@ impl<T: PathSelector> Adapter<T> {
     ) -> c_int {
         from_result(|| {
             // SAFETY: By this function's requirements; the strings outlive this call.
-            let args = unsafe { Args::from_raw(argc as usize, argv) };
+            let args = unsafe { Args::from_raw(argc, argv, Self::context("")) };
             let instance = KBox::try_pin_init(
                 try_pin_init!(Instance::<T> {
                     selector <- T::create(args),
@@ -476,7 +388,7 @@ impl<T: PathSelector> Adapter<T> {
         let instance =
             unsafe { Pin::new_unchecked(&mut *(*ps).context.cast::<Instance<T>>()) }.project();
         // SAFETY: By this function's requirements; the strings outlive this call.
-        let args = unsafe { Args::from_raw(argc.max(0) as usize, argv) };
+        let args = unsafe { Args::from_raw(argc.max(0) as c_uint, argv, Self::context("path: ")) };
         let paths = instance.paths;
 
         // All room first: what the selector has accepted must be added.
@@ -570,7 +482,7 @@ impl<T: PathSelector> Adapter<T> {
         // SAFETY: By this function's requirements; the reference does not outlive this call.
         let instance = unsafe { Self::instance(ps) };
         // SAFETY: By this function's requirements.
-        let mut out = unsafe { StatusWriter::from_raw(result, maxlen as usize) };
+        let mut out = unsafe { StatusWriter::from_raw(result.cast(), maxlen as usize) };
 
         if path.is_null() {
             instance.selector.selector_status(report, &mut out);
@@ -579,7 +491,7 @@ impl<T: PathSelector> Adapter<T> {
             let path = unsafe { Self::path(path) };
             instance.selector.path_status(path, report, &mut out);
         }
-        out.len as c_int
+        out.as_bytes().len() as c_int
     }
 
     /// # Safety
@@ -765,4 +677,273 @@ macro_rules! module_path_selector {
             $($f)*
         }
     };
+}
+
+#[kunit_tests(ferrule_path_selector)]
+mod tests {
+    use super::*;
+    use kernel::sync::atomic::{
+        Atomic,
+        Relaxed, //
+    };
+
+    static DROPPED: Atomic<i32> = Atomic::new(0);
+
+    /// The example of the module documentation, and something to count when it is dropped.
+    struct FirstPath;
+
+    struct State(Atomic<bool>);
+
+    impl Drop for State {
+        fn drop(&mut self) {
+            DROPPED.store(DROPPED.load(Relaxed) + 1, Relaxed);
+        }
+    }
+
+    #[vtable]
+    impl PathSelector for FirstPath {
+        type Path = State;
+
+        const NAME: &'static CStr = c"first-path";
+        const TABLE_ARGS: u32 = 1;
+
+        fn create(args: Args<'_>) -> impl PinInit<Self, Error> {
+            if args.remaining() == 0 {
+                Ok(FirstPath)
+            } else {
+                Err(EINVAL)
+            }
+        }
+
+        fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<State, Refusal> {
+            match (args.next(), args.remaining()) {
+                (Some(word), 0) => Ok(State(Atomic::new(word != c"down"))),
+                _ => Err(Refusal::new(ERANGE, c"first-path ps: one argument")),
+            }
+        }
+
+        fn select_path<'a>(&'a self, paths: Paths<'a, Self>, _: usize) -> Option<&'a Path<Self>> {
+            paths.iter().find(|path| path.0.load(Relaxed))
+        }
+
+        fn fail_path(&self, path: &Path<Self>) {
+            path.0.store(false, Relaxed);
+        }
+
+        fn reinstate_path(&self, path: &Path<Self>) -> Result {
+            path.0.store(true, Relaxed);
+            Ok(())
+        }
+
+        fn path_status(&self, path: &Path<Self>, report: Report, out: &mut StatusWriter<'_>) {
+            if report == Report::Table {
+                write!(out, "{} ", path.index());
+            }
+        }
+    }
+
+    type Callbacks = Adapter<FirstPath>;
+
+    /// What `dm-multipath` does with a priority group.
+    struct Group {
+        ps: bindings::path_selector,
+        paths: KVec<KBox<bindings::dm_path>>,
+    }
+
+    impl Group {
+        fn new() -> Result<Self> {
+            let mut group = Group {
+                ps: pin_init::zeroed(),
+                paths: KVec::new(),
+            };
+            // SAFETY: A new `struct path_selector`, no arguments.
+            to_result(unsafe { Callbacks::create(&mut group.ps, 0, core::ptr::null_mut()) })?;
+            Ok(group)
+        }
+
+        /// Adds a path; what `add_path` returned and the text that it left.
+        fn add(&mut self, words: &[&'static CStr]) -> Result<(c_int, Option<&'static CStr>)> {
+            let mut argv = KVec::new();
+            for word in words {
+                argv.push(
+                    kernel::str::as_char_ptr_in_const_context(word).cast_mut(),
+                    GFP_KERNEL,
+                )?;
+            }
+            let mut error = core::ptr::null_mut();
+            let mut path = KBox::new(pin_init::zeroed::<bindings::dm_path>(), GFP_KERNEL)?;
+            // SAFETY: The group's selector exists and nothing else runs on it. The path is kept in
+            // its box until after `destroy`.
+            let result = unsafe {
+                Callbacks::add_path(
+                    &mut self.ps,
+                    &mut *path,
+                    argv.len() as c_int,
+                    argv.as_mut_ptr(),
+                    &mut error,
+                )
+            };
+            if result == 0 {
+                self.paths.push(path, GFP_KERNEL)?;
+            }
+            // SAFETY: If not null, the text is static.
+            let text = (!error.is_null()).then(|| unsafe { CStr::from_char_ptr(error) });
+            Ok((result, text))
+        }
+
+        fn selected(&mut self) -> Option<usize> {
+            // SAFETY: The group's selector exists.
+            let selected = unsafe { Callbacks::select_path(&mut self.ps, 4096) };
+            self.paths
+                .iter()
+                .position(|path| core::ptr::eq(&**path, selected))
+        }
+
+        fn fail(&mut self, index: usize) {
+            // SAFETY: The group's selector exists, and the path was added to it.
+            unsafe { Callbacks::fail_path(&mut self.ps, &mut *self.paths[index]) };
+        }
+
+        fn reinstate(&mut self, index: usize) -> c_int {
+            // SAFETY: The group's selector exists, and the path was added to it.
+            unsafe { Callbacks::reinstate_path(&mut self.ps, &mut *self.paths[index]) }
+        }
+
+        /// What `status` returns for a path, or for the selector, and writes into `buffer`.
+        fn status(
+            &mut self,
+            path: Option<usize>,
+            kind: bindings::status_type_t,
+            buffer: &mut [u8],
+        ) -> c_int {
+            let path = match path {
+                Some(index) => &raw mut *self.paths[index],
+                None => core::ptr::null_mut(),
+            };
+            // SAFETY: The group's selector exists, the path was added to it, and the buffer has
+            // this length.
+            unsafe {
+                Callbacks::status(
+                    &mut self.ps,
+                    path,
+                    kind,
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len() as c_uint,
+                )
+            }
+        }
+    }
+
+    impl Drop for Group {
+        fn drop(&mut self) {
+            // SAFETY: The selector exists, and nothing runs on it any more.
+            unsafe { Callbacks::destroy(&mut self.ps) };
+        }
+    }
+
+    #[test]
+    fn selects_paths_in_service_only() -> Result {
+        let mut group = Group::new()?;
+        assert_eq!(group.selected(), None);
+
+        for word in [c"down", c"up", c"up"] {
+            assert_eq!(group.add(&[word])?.0, 0);
+        }
+        assert_eq!(group.selected(), Some(1));
+        group.fail(1);
+        assert_eq!(group.selected(), Some(2));
+        group.fail(2);
+        assert_eq!(group.selected(), None);
+        assert_eq!(group.reinstate(0), 0);
+        assert_eq!(group.selected(), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn refusal_leaves_its_text_and_adds_nothing() -> Result {
+        let mut group = Group::new()?;
+        for words in [&[][..], &[c"up", c"up"]] {
+            let (result, text) = group.add(words)?;
+            assert_eq!(result, ERANGE.to_errno());
+            assert!(text == Some(c"first-path ps: one argument"));
+        }
+        assert_eq!(group.selected(), None);
+
+        assert_eq!(group.add(&[c"up"])?.0, 0);
+        assert_eq!(group.selected(), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn refused_selector_arguments_leave_nothing() {
+        let mut ps: bindings::path_selector = pin_init::zeroed();
+        let mut argv = [kernel::str::as_char_ptr_in_const_context(c"1").cast_mut()];
+        // SAFETY: A new `struct path_selector`, one argument.
+        let result = unsafe { Callbacks::create(&mut ps, 1, argv.as_mut_ptr()) };
+        assert_eq!(result, EINVAL.to_errno());
+        assert!(ps.context.is_null());
+    }
+
+    #[test]
+    fn drop_takes_the_paths_with_it() -> Result {
+        let before = DROPPED.load(Relaxed);
+        let mut group = Group::new()?;
+        for _ in 0..3 {
+            assert_eq!(group.add(&[c"up"])?.0, 0);
+        }
+        assert_eq!(DROPPED.load(Relaxed), before);
+        drop(group);
+        assert_eq!(DROPPED.load(Relaxed), before + 3);
+        Ok(())
+    }
+
+    #[test]
+    fn status_is_words_and_spaces() -> Result {
+        let mut group = Group::new()?;
+        let mut buffer = [b'x'; 8];
+        assert_eq!(group.add(&[c"up"])?.0, 0);
+        assert_eq!(group.add(&[c"up"])?.0, 0);
+
+        let table = bindings::status_type_t_STATUSTYPE_TABLE;
+        assert_eq!(group.status(None, table, &mut buffer), 2);
+        assert!(buffer.starts_with(b"0 \0x"));
+        assert_eq!(group.status(Some(1), table, &mut buffer), 2);
+        assert!(buffer.starts_with(b"1 \0x"));
+
+        let info = bindings::status_type_t_STATUSTYPE_INFO;
+        assert_eq!(group.status(Some(1), info, &mut buffer), 0);
+        assert!(buffer.starts_with(b"\0"));
+        Ok(())
+    }
+
+    #[test]
+    fn status_fills_a_buffer_that_is_too_small() -> Result {
+        let mut group = Group::new()?;
+        for _ in 0..11 {
+            assert_eq!(group.add(&[c"up"])?.0, 0);
+        }
+
+        // "10 ": full to the last byte but one, which is how device mapper notices.
+        let table = bindings::status_type_t_STATUSTYPE_TABLE;
+        for size in 0..6 {
+            let mut buffer = [b'x'; 6];
+            let written = group.status(Some(10), table, &mut buffer[..size]) as usize;
+            assert_eq!(written, size.saturating_sub(1).min(3));
+            assert!(buffer.starts_with(&b"10 "[..written]));
+            assert!(size == 0 || buffer[written] == 0);
+            assert!(buffer[size..].iter().all(|&byte| byte == b'x'));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn callbacks_that_are_not_overridden_are_null() {
+        // SAFETY: Not a module's code, but only looked at here.
+        static NO_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+
+        let named = Callbacks::type_named(c"name", &NO_MODULE);
+        assert!(named.start_io.is_none() && named.end_io.is_none());
+        assert_eq!(named.table_args, 1);
+        assert_eq!(named.info_args, 0);
+    }
 }

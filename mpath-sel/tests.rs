@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests: the decisions as the kernel's compiler, atomics and arithmetic make them. The many
+//! cases are in the host tests, `selftests/unit/src/mpath_sel.rs`.
+
+use kernel::prelude::*;
+
+#[kunit_tests(ferrule_round_robin)]
+mod kunit {
+    use crate::{
+        cell::Cell,
+        rotation::*, //
+    };
+    use kernel::prelude::*;
+
+    fn schedule(weights: &[u16]) -> Result<KVec<u16>> {
+        let mut jobs = KVec::from_elem(Job::default(), weights.len(), GFP_KERNEL)?;
+        let mut order = KVec::from_elem(0, share_out(weights, &mut jobs), GFP_KERNEL)?;
+        make_schedule(&mut order, &mut jobs);
+        Ok(order)
+    }
+
+    #[test]
+    fn turns_are_spread_out() -> Result {
+        assert!(*schedule(&[3, 1])? == [0, 0, 1, 0]);
+        assert!(*schedule(&[300, 100])? == [0, 0, 1, 0]);
+        assert!(*schedule(&[5, 5, 5])? == [0, 1, 2]);
+        assert!(*schedule(&[9])? == [0]);
+        Ok(())
+    }
+
+    #[test]
+    fn memory_is_bounded() -> Result {
+        assert!(schedule(&[65535, 65534])?.len() <= MAX_SLOTS);
+
+        let mut weights = KVec::from_elem(65535u16, MAX_PATHS, GFP_KERNEL)?;
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight -= i as u16;
+        }
+        assert!(schedule(&weights)?.len() <= MAX_SLOTS);
+        Ok(())
+    }
+
+    #[test]
+    fn failed_paths_are_hopped_over() -> Result {
+        let order = schedule(&[1, 2, 1])?;
+        let cursor = Cell::new(0);
+        let hops = [0; 4].map(Cell::new);
+
+        let mut had = [0; 3];
+        make_hops(&order, &hops, |path| path != 1);
+        for _ in 0..10 {
+            had[select(&hops, &cursor).ok_or(EIO)?] += 1;
+        }
+        assert_eq!(had, [5, 0, 5]);
+
+        make_hops(&order, &hops, |_| false);
+        assert_eq!(select(&hops, &cursor), None);
+
+        had = [0; 3];
+        make_hops(&order, &hops, |_| true);
+        for _ in 0..40 {
+            had[select(&hops, &cursor).ok_or(EIO)?] += 1;
+        }
+        assert_eq!(had, [10, 20, 10]);
+        Ok(())
+    }
+}

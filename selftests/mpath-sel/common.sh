@@ -1,0 +1,187 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# What the path selector's tests share: paths to one disk, a multipath device over them, and how
+# much I/O went down each. Sourced; no test by itself.
+
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+MODULE=dm-round-robin-rs
+MAP=fsel
+# Of the disk, in sectors.
+SECTORS=32768
+
+# set_up PATHS: once a script. So many paths, for use_paths.
+set_up() {
+	trap tear_down EXIT
+	udev_off
+	make_paths "$1"
+}
+
+# load_selectors: dm-multipath with the C selector, then ours, which so has only its own name.
+load_selectors() {
+	modprobe -a dm-multipath dm-round-robin && load_module "$MODULE"
+}
+
+tear_down() {
+	local name
+	for name in "${ALL_PATHS[@]}"; do
+		remove_device "$(basename "$name")"
+	done
+	remove_selectors
+	remove_module brd
+	udev_on
+}
+
+# What udev would do to each device takes longer than the tests, and its I/O would be counted. Where
+# it seems not to run, dmsetup makes the nodes itself.
+udev_off() {
+	[ -S /run/udev/control ] || return 0
+	udevadm control --stop-exec-queue && mv /run/udev/control /run/udev/control.off
+}
+
+udev_on() {
+	[ -S /run/udev/control.off ] || return 0
+	mv /run/udev/control.off /run/udev/control && udevadm control --start-exec-queue
+}
+
+remove_selectors() {
+	local name
+	for name in "$MODULE" dm-round-robin dm-multipath; do
+		remove_module "$name"
+	done
+}
+
+# What has just let go of a module may be on its way still.
+remove_module() {
+	! module_is_loaded "$1" || wait_for 10 rmmod "$1" 2>/dev/null
+}
+
+remove_device() {
+	[ ! -e "/dev/mapper/$1" ] || dmsetup remove --retry "$1"
+}
+
+ALL_PATHS=()
+# The kernel's name of each path's device, such as dm-3: where its counters are.
+declare -A NODE
+
+# make_paths NUMBER: that many dm-linear devices over one memory disk: paths to the same data, each
+# with counters of its own.
+make_paths() {
+	local name numbers i
+	modprobe brd rd_nr=1 rd_size=$((SECTORS / 2)) || return
+	for ((i = 0; i < $1; i++)); do
+		dmsetup create "$MAP-p$i" --table "0 $SECTORS linear /dev/ram0 0" || return
+		ALL_PATHS+=("/dev/mapper/$MAP-p$i")
+	done
+	while IFS=: read -r name numbers; do
+		NODE[/dev/mapper/$name]=dm-$numbers
+	done < <(dmsetup info -c --noheadings -o name,minor)
+}
+
+# use_paths NUMBER: the first ones, as PATHS.
+use_paths() {
+	PATHS=("${ALL_PATHS[@]:0:$1}")
+}
+
+# group SELECTOR [ARGUMENT...]: a priority group with all PATHS; one argument a path, or none.
+group() {
+	local selector=$1 i
+	shift
+	printf '%s 0 %d %d' "$selector" "${#PATHS[@]}" "$(($# > 0))"
+	for i in "${!PATHS[@]}"; do
+		printf ' %s' "${PATHS[i]}" ${1+"${*:i+1:1}"}
+	done
+}
+
+# table FEATURES GROUP...: of a multipath device.
+table() {
+	local features=$1 sectors=${PATH_SECTORS:-$SECTORS}
+	shift
+	echo "0 $sectors multipath $features 0 $# 1 $*"
+}
+
+# shellcheck disable=SC2034 # for those who source this
+BIO="2 queue_mode bio"
+# shellcheck disable=SC2034
+BIO_QUEUEING="3 queue_if_no_path queue_mode bio"
+
+# create_map TABLE [NAME]
+create_map() {
+	local name=${2:-$MAP}
+	dmsetup create "$name" --table "$1" || return
+	at_exit "remove_device $name"
+}
+
+# change_map TABLE [NAME]: suspends, replaces the table, resumes.
+change_map() {
+	local name=${2:-$MAP}
+	dmsetup reload "$name" --table "$1" && dmsetup suspend --nolockfs "$name" &&
+		dmsetup resume "$name"
+}
+
+# ios: IOS becomes how many I/Os each of PATHS has had.
+ios() {
+	local path stat
+	IOS=()
+	for path in "${PATHS[@]}"; do
+		read -ra stat <"/sys/block/${NODE[$path]:-${path#/dev/}}/stat" || return
+		IOS+=($((stat[0] + stat[4])))
+	done
+}
+
+# read_blocks NUMBER: that many I/Os, one after the other, on one CPU.
+read_blocks() {
+	taskset -c 0 dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count="$1" iflag=direct status=none
+}
+
+# split_of COMMAND...: SPLIT becomes how many I/Os each of PATHS had meanwhile.
+split_of() {
+	local before i
+	ios || return
+	before=("${IOS[@]}")
+	"$@" || return
+	ios || return
+	SPLIT=()
+	for i in "${!PATHS[@]}"; do
+		SPLIT+=($((IOS[i] - before[i])))
+	done
+}
+
+# check_split WHAT EXPECTED...: SPLIT, to within 2 I/Os a path.
+check_split() {
+	local what=$1 i=0 expected
+	shift
+	for expected in "$@"; do
+		check_within "$what: path $i" "${SPLIT[i]}" $((expected - (expected ? 2 : 0))) \
+			$((expected + (expected ? 2 : 0)))
+		i=$((i + 1))
+	done
+}
+
+message() {
+	dmsetup message "$MAP" 0 "$@"
+}
+
+# start_verify LOOPS: fio writes blocks of all sizes and reads them back, in the background. Sets
+# FIO; finish_verify takes its verdict.
+start_verify() {
+	FIO_LOG=$(mktemp)
+	at_exit "rm -f $FIO_LOG"
+	fio --name=verify --filename="/dev/mapper/$MAP" --rw=randwrite --bsrange=4k-64k \
+		--size=8m --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c \
+		--verify_fatal=1 --loops="$1" >"$FIO_LOG" 2>&1 &
+	FIO=$!
+	at_exit "kill $FIO 2>/dev/null || :"
+}
+
+verify_runs() {
+	kill -0 "$FIO" 2>/dev/null
+}
+
+finish_verify() {
+	wait "$FIO" && grep -q 'err= *0' "$FIO_LOG" && return 0
+	diag "fio ended with $?"
+	diag "$(cat "$FIO_LOG")"
+	return 1
+}

@@ -1,0 +1,186 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Paths that fail and come back, and tables that change, under verified I/O: nothing is lost and
+# nothing above sees an error while one path is left.
+#
+# Runs: vm uml
+# Timeout: 240
+
+. "$(dirname "$0")/common.sh"
+
+# One path after the other fails and is reinstated, until fio has finished.
+toggle_paths() {
+	local i=0 path
+	while verify_runs; do
+		path=${PATHS[i % ${#PATHS[@]}]}
+		message fail_path "$path" || return
+		sleep 0.2
+		message reinstate_path "$path" || return
+		i=$((i + 1))
+	done
+	diag "$i failures"
+	[ "$i" -ge 3 ] || fail "fio was done too early for a test"
+}
+
+paths_fail_by_message() {
+	use_paths 3
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
+	start_verify 10
+	check "paths fail and come back" toggle_paths
+	check "data, and no error" finish_verify
+}
+
+paths_fail_by_message_while_others_ask_for_status() {
+	local asker
+	use_paths 3
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
+	start_verify 8
+	while verify_runs; do
+		dmsetup status "$MAP" && dmsetup table "$MAP"
+	done >/dev/null &
+	asker=$!
+	at_exit "kill $asker 2>/dev/null || :"
+	check "paths fail and come back" toggle_paths
+	check "data, and no error" finish_verify
+}
+
+path_that_returns_errors_is_taken_out_of_service() {
+	use_paths 2
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	start_verify 12
+	sleep 0.5
+	change_map "0 $SECTORS error" "$MAP-p0" || return
+	wait_for 10 status_has F || fail "the path is still in service"
+	verify_runs || fail "fio was done too early for a test"
+	change_map "0 $SECTORS linear /dev/ram0 0" "$MAP-p0" || return
+	check "reinstate" message reinstate_path "${PATHS[0]}"
+	check "in service again" status_has_no F
+	check "data, and no error" finish_verify
+	split_of read_blocks 100 || return
+	check_split "afterwards" 50 50
+}
+
+status_has() {
+	dmsetup status "$MAP" | grep -q " $1 "
+}
+
+status_has_no() {
+	! status_has "$1"
+}
+
+path_that_flickers_harms_nobody() {
+	local i=0
+	use_paths 2
+	modprobe dm-flakey || return
+	at_exit "remove_module dm-flakey"
+	at_exit "change_map '0 $SECTORS linear /dev/ram0 0' $MAP-p1"
+	change_map "0 $SECTORS flakey /dev/ram0 0 1 1" "$MAP-p1" || return
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	start_verify 12
+	while verify_runs; do
+		if status_has F; then
+			message reinstate_path "${PATHS[1]}" || return
+			i=$((i + 1))
+		fi
+		sleep 0.1
+	done
+	diag "reinstated $i times"
+	[ "$i" -gt 0 ] || fail "the path never failed"
+	check "data, and no error" finish_verify
+}
+
+all_paths_down_with_queueing() {
+	local i
+	use_paths 2
+	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs 1 1)")" || return
+	at_exit "dmsetup message $MAP 0 fail_if_no_path 2>/dev/null || :"
+	start_verify 8
+	for i in 1 2 3; do
+		sleep 0.3
+		verify_runs || break
+		message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
+		sleep 0.5
+		verify_runs || fail "fio did not wait for a path"
+		message reinstate_path "${PATHS[i % 2]}" || return
+		sleep 0.1
+		message reinstate_path "${PATHS[(i + 1) % 2]}" || return
+	done
+	diag "$i times"
+	check "data, and no error" finish_verify
+}
+
+all_paths_down_without_queueing() {
+	use_paths 2
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	start_verify 50
+	sleep 0.5
+	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
+	! wait "$FIO" || fail "fio saw no error"
+	message reinstate_path "${PATHS[0]}" || return
+	check "the next I/O is served" read_blocks 10
+}
+
+tables_change_under_load() {
+	local i=0 tables
+	modprobe dm-service-time || return
+	at_exit "remove_module dm-service-time"
+	use_paths 3
+	tables=(
+		"$(table "$BIO" "$(group round-robin-rs 1 1 1)")"
+		"$(table "$BIO" "$(group service-time)")"
+		"$(table "$BIO" "$(group round-robin-rs 9 1 200)")"
+		"$(table "$BIO" "$(group round-robin 1 1 1)" "$(group round-robin-rs 3 3 3)")"
+	)
+	create_map "${tables[0]}" || return
+	start_verify 10
+	while verify_runs; do
+		i=$((i + 1))
+		change_map "${tables[i % 4]}" || return
+		message fail_path "${PATHS[i % 3]}" || return
+		sleep 0.1
+	done
+	diag "$i tables"
+	[ "$i" -ge 4 ] || fail "fio was done too early for a test"
+	check "data, and no error" finish_verify
+}
+
+scsi_path_goes_offline() {
+	local PATH_SECTORS disk disks
+	# Two hosts, one store: two ways to the same data.
+	modprobe scsi_debug add_host=2 per_host_store=0 dev_size_mb=16 delay=0 max_luns=1 || return
+	at_exit "remove_module scsi_debug"
+	wait_for 10 scsi_disks 2 || return
+	mapfile -t disks < <(scsi_disks 2)
+	PATHS=("${disks[@]/#//dev/}")
+	PATH_SECTORS=$(blockdev --getsz "${PATHS[0]}")
+	create_map "$(table 0 "$(group round-robin-rs 1 1)")" || return
+	split_of read_blocks 100 || return
+	check_split "requests" 50 50
+	start_verify 8
+	for disk in "${disks[@]}"; do
+		sleep 0.5
+		verify_runs || fail "fio was done too early for a test"
+		echo offline >"/sys/block/$disk/device/state"
+		wait_for 10 status_has F || fail "$disk is still in service"
+		echo running >"/sys/block/$disk/device/state"
+		check "reinstate" message reinstate_path "/dev/$disk"
+		check "in service again" status_has_no F
+	done
+	check "data, and no error" finish_verify
+}
+
+# scsi_disks NUMBER: the names of scsi_debug's disks, once there are so many.
+scsi_disks() {
+	local disk disks=()
+	for disk in /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block/sd*; do
+		[ ! -e "$disk" ] || disks+=("$(basename "$disk")")
+	done
+	[ "${#disks[@]}" -eq "$1" ] && printf '%s\n' "${disks[@]}"
+}
+
+set_up 3 && load_selectors || exit
+run_cases paths_fail_by_message paths_fail_by_message_while_others_ask_for_status \
+	path_that_returns_errors_is_taken_out_of_service path_that_flickers_harms_nobody \
+	all_paths_down_with_queueing all_paths_down_without_queueing tables_change_under_load \
+	scsi_path_goes_offline

@@ -1,0 +1,135 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Tables in, tables and status out: what the selector reads and prints, beside the C selector.
+#
+# Runs: vm uml checking
+# Timeout: 90
+
+. "$(dirname "$0")/common.sh"
+
+# same_text WHAT: table and status of $MAP and $MAP-c differ in nothing but the selector's name.
+same_text() {
+	local what ours theirs
+	for what in table status; do
+		ours=$(dmsetup "$what" "$MAP" | sed 's/round-robin-rs/round-robin/g')
+		theirs=$(dmsetup "$what" "$MAP-c")
+		diag "$1: $what: $ours"
+		[ "$ours" = "$theirs" ] || fail "$1: the C selector's $what is: $theirs"
+	done
+}
+
+text_is_that_of_the_c_selector() {
+	local path
+	use_paths 3
+	create_map "$(table "$BIO" "$(group round-robin-rs 1 1 1)")" || return
+	create_map "$(table "$BIO" "$(group round-robin 1 1 1)")" "$MAP-c" || return
+	same_text "new"
+	dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=10 iflag=direct status=none || return
+	dd if="/dev/mapper/$MAP-c" of=/dev/null bs=4k count=10 iflag=direct status=none || return
+	same_text "used"
+	for path in "${PATHS[0]}" "${PATHS[2]}"; do
+		dmsetup message "$MAP" 0 fail_path "$path" || return
+		dmsetup message "$MAP-c" 0 fail_path "$path" || return
+		same_text "failed"
+	done
+	dmsetup message "$MAP" 0 reinstate_path "${PATHS[2]}" || return
+	dmsetup message "$MAP-c" 0 reinstate_path "${PATHS[2]}" || return
+	same_text "reinstated"
+}
+
+text_is_that_of_the_c_selector_without_arguments() {
+	use_paths 2
+	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs)" "$(group round-robin-rs)")" ||
+		return
+	create_map "$(table "$BIO_QUEUEING" "$(group round-robin)" "$(group round-robin)")" \
+		"$MAP-c" || return
+	same_text "two groups, no arguments"
+}
+
+weights_are_in_the_table() {
+	local first second
+	use_paths 3
+	create_map "$(table "$BIO" "$(group round-robin-rs 5 65535 010)")" || return
+	first=$(dmsetup table "$MAP")
+	diag "$first"
+	[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10" ]] ||
+		[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10 " ]] || fail "other weights"
+	# What is printed loads again, to the same.
+	create_map "$first" "$MAP-again" || return
+	second=$(dmsetup table "$MAP-again")
+	[ "$first" = "$second" ] || fail "came back as: $second"
+}
+
+long_texts_come_whole() {
+	local disk group i weights=
+	use_paths 1
+	disk=${PATHS[0]}
+	# More than the 16 KiB with which dmsetup asks first: device mapper must see that it was full.
+	group="round-robin-rs 0 1024 1"
+	for ((i = 0; i < 1024; i++)); do
+		group+=" $disk $((65535 - i))"
+		weights+="$((65535 - i)) "
+	done
+	create_map "$(table "$BIO" "$group" "$group")" || return
+	dmsetup table "$MAP" >/run/fsel-table || return
+	at_exit "rm -f /run/fsel-table"
+	diag "the table has $(wc -c </run/fsel-table) bytes"
+	[ "$(tr ' ' '\n' </run/fsel-table | awk '$1 > 60000 && !/:/' | tr '\n' ' ')" = \
+		"$weights$weights" ] || fail "not all weights came back in order"
+	[ "$(dmsetup status $MAP | tr ' ' '\n' | grep -c '^A$')" -eq $((2 * 1024)) ] ||
+		fail "not all paths are in the status"
+	check "it takes I/O" read_blocks 10
+}
+
+# refused TEXT GROUP: a table with this group is refused, and the log says why.
+refused() {
+	kmsg_mark
+	if dmsetup create "$MAP" --table "$(table "$BIO" "$2")" 2>/dev/null; then
+		dmsetup remove --retry "$MAP"
+		fail "not refused: $2"
+		return
+	fi
+	kmsg_since_mark | grep -q "multipath: $1" || {
+		diag "$(kmsg_since_mark)"
+		fail "the log does not say \"$1\": $2"
+	}
+}
+
+module_is_unused() {
+	grep -q "^${MODULE//-/_} [0-9]* 0 " /proc/modules
+}
+
+malformed_arguments_are_refused() {
+	local word
+	use_paths 2
+	for word in 0 00 -1 +1 1x x1 0x10 65536 4294967297 99999999999999999999 1.5 '*'; do
+		refused "round-robin ps: invalid repeat count" "$(group round-robin-rs 1 "$word")"
+		refused "round-robin ps: invalid repeat count" "$(group round-robin-rs "$word" 1)"
+	done
+	kmsg_since_mark | grep -qF 'round-robin-rs: path: weight: "*"' ||
+		fail "the log does not name the word: $(kmsg_since_mark)"
+	refused "round-robin ps: incorrect number of arguments" \
+		"round-robin-rs 0 1 2 ${PATHS[0]} 1 1"
+	refused "round-robin ps: incorrect number of arguments" \
+		"round-robin-rs 0 2 2 ${PATHS[0]} 1 1 ${PATHS[1]} 1 1"
+	# Nothing was left over from any of them.
+	check "the module is not in use" module_is_unused
+}
+
+error_texts_are_those_of_the_c_selector() {
+	use_paths 1
+	refused "round-robin ps: invalid repeat count" "$(group round-robin x)"
+	refused "round-robin ps: incorrect number of arguments" "round-robin 0 1 2 ${PATHS[0]} 1 1"
+}
+
+selector_arguments_are_ignored() {
+	use_paths 1
+	create_map "$(table "$BIO" "round-robin-rs 2 some thing 1 0 ${PATHS[0]}")" || return
+	check "it takes I/O" read_blocks 10
+}
+
+set_up 3 && load_selectors || exit
+run_cases text_is_that_of_the_c_selector text_is_that_of_the_c_selector_without_arguments \
+	weights_are_in_the_table long_texts_come_whole malformed_arguments_are_refused \
+	error_texts_are_those_of_the_c_selector selector_arguments_are_ignored
