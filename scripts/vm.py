@@ -128,6 +128,11 @@ def kvm_works(image: pathlib.Path) -> bool:
     return works
 
 
+def host_environment() -> dict[str, str]:
+    """The environment of virtme-ng, which scripts/tools.sh installs beside this Python."""
+    return {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
 class Qmp:
     """A QMP connection, for code that is not asynchronous."""
 
@@ -151,8 +156,7 @@ def vng_command(
     options: Options, kdir: pathlib.Path, qmp_socket: pathlib.Path | None = None
 ) -> list[str]:
     """The virtme-ng command line of a guest, without what it runs."""
-    # scripts/tools.sh installs virtme-ng beside the Python that runs this.
-    command = [str(pathlib.Path(sys.executable).parent / "vng"), "--run", str(kdir)]
+    command = ["vng", "--run", str(kdir)]
     command += ["--user", "root", "--force-9p", "--disable-monitor", "--cwd", "/"]
     command += ["--cpus", "1" if options.icount else str(options.cpus), "--memory", options.memory]
     qemu_opts = list(options.qemu_opts)
@@ -238,6 +242,7 @@ class Guest:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,
+                env=host_environment(),
             )
         threading.Thread(target=self._read, daemon=True).start()
         self._wait_for_mark("boot", self.options.boot_timeout, None)
@@ -395,7 +400,7 @@ def run_shell(args) -> int:
     modules = ROOT / "out" / "modules" / options.kernel
     kdir = options.kdir or find_kdir(options.kernel)
     print(f"== the modules are in {modules}; leave with ctrl-d", file=sys.stderr)
-    return subprocess.call(vng_command(options, kdir))
+    return subprocess.call(vng_command(options, kdir), env=host_environment())
 
 
 def main() -> int:
