@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Host tests of dm-qos: what it lets through, and when.
+
+use crate::keys::keys;
+
+/// Which way the data of an I/O goes, as the kernel side has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Read,
+    Write,
+}
+
+/// What `dm-qos/atomic.rs` is in the kernel.
+mod atomic {
+    use std::sync::atomic::{AtomicU64 as Inner, Ordering::Relaxed};
+
+    pub(crate) struct AtomicU64(Inner);
+
+    impl AtomicU64 {
+        pub(crate) fn new(value: u64) -> Self {
+            Self(Inner::new(value))
+        }
+
+        pub(crate) fn load(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+
+        pub(crate) fn store(&self, value: u64) {
+            self.0.store(value, Relaxed);
+        }
+
+        pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
+            self.0.compare_exchange(old, new, Relaxed, Relaxed)
+        }
+    }
+}
+
+#[path = "../../../dm-qos/gcra.rs"]
+#[allow(dead_code)]
+mod gcra;
+#[path = "../../../dm-qos/histogram.rs"]
+#[allow(dead_code)]
+mod histogram;
+#[path = "../../../dm-qos/limits.rs"]
+#[allow(dead_code)]
+mod limits;
+#[path = "../../../dm-qos/settings.rs"]
+#[allow(dead_code)]
+mod settings;
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        gcra::{Limit, TICKS_PER_MS, TICKS_PER_NS, TICKS_PER_S, TICKS_PER_US},
+        histogram::Histogram,
+        limits::{next, Charge, Limits, Next},
+        settings::{Settings, KEYS},
+        Direction::{Read, Write},
+    };
+    use proptest::prelude::*;
+
+    fn limits(change: impl FnOnce(&mut Settings)) -> Limits {
+        let mut settings = Settings::DEFAULT;
+        change(&mut settings);
+        let limits = Limits::new();
+        limits.apply(&settings, 0);
+        limits
+    }
+
+    const fn io(bytes: u32) -> Charge {
+        Charge { ios: 1, bytes }
+    }
+
+    #[test]
+    fn cost_is_exact_to_a_tick() {
+        for rate in [1u64, 3, 7, 100, 1_000, 30_000, 999_983, 100_000_000, 1 << 40] {
+            let limit = Limit::new();
+            limit.set_rate(rate);
+            for units in [1u32, 2, 512, 4096, 65_536, 1 << 20, u32::MAX] {
+                let exact = u128::from(TICKS_PER_S) * u128::from(units);
+                let cost = u128::from(limit.cost(units));
+                if exact / u128::from(rate) >= 1 << 61 {
+                    // Longer than the clock runs.
+                    assert!(cost >= 1 << 61, "{units} at {rate}");
+                    continue;
+                }
+                // Half a tick for the last rounding, and what the first one may have come to.
+                let error = cost.abs_diff(exact / u128::from(rate));
+                assert!(error <= 1 + u128::from(units >> 30), "{units} at {rate}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_limit_costs_nothing() {
+        let limit = Limit::new();
+        assert!(!limit.is_set());
+        assert_eq!(limit.cost(u32::MAX), 0);
+        let limits = limits(|_| ());
+        assert!(!limits.concern(Read) && !limits.concern(Write) && !limits.are_shared());
+        assert_eq!(limits.eligible(Read, io(1 << 30)), 0);
+    }
+
+    #[test]
+    fn credit_is_what_the_burst_says() {
+        // 10 ms at 1,000 a second are 10.
+        let limits = limits(|s| s.iops = 1000);
+        let now = TICKS_PER_S;
+        let passed = (0..100).filter(|_| limits.try_charge(Read, io(4096), now)).count();
+        assert_eq!(passed, 10);
+        // The next comes a millisecond later, and no other with it.
+        let later = now + TICKS_PER_MS;
+        assert!(!limits.try_charge(Read, io(4096), later - 1));
+        assert!(limits.try_charge(Read, io(4096), later));
+        assert!(!limits.try_charge(Read, io(4096), later));
+    }
+
+    #[test]
+    fn credit_does_not_grow_beyond_the_burst() {
+        let limits = limits(|s| s.iops = 1000);
+        for now in [TICKS_PER_S, 3600 * TICKS_PER_S] {
+            let passed = (0..100).filter(|_| limits.try_charge(Read, io(0), now)).count();
+            assert_eq!(passed, 10);
+        }
+    }
+
+    #[test]
+    fn one_io_always_passes() {
+        for burst_ms in [0, 10] {
+            let limits = limits(|s| {
+                s.bps = 1 << 20;
+                s.iops = 5;
+                s.burst_ms = burst_ms;
+            });
+            let big = io(16 << 20);
+            assert!(limits.try_charge(Write, big, TICKS_PER_S));
+            assert!(!limits.try_charge(Write, big, TICKS_PER_S));
+            // It took 16 seconds.
+            assert!(!limits.try_charge(Write, big, 17 * TICKS_PER_S - 1));
+            assert!(limits.try_charge(Write, big, 17 * TICKS_PER_S));
+        }
+    }
+
+    #[test]
+    fn the_slowest_limit_governs() {
+        let limits = limits(|s| {
+            s.iops = 1000;
+            s.write_iops = 100;
+            s.bps = 1 << 30;
+            s.burst_ms = 0;
+        });
+        assert!(limits.try_charge(Write, io(4096), 0));
+        assert_eq!(limits.eligible(Write, io(4096)), 10 * TICKS_PER_MS);
+        assert_eq!(limits.eligible(Read, io(4096)), TICKS_PER_MS);
+    }
+
+    #[test]
+    fn what_is_refused_is_not_charged() {
+        let limits = limits(|s| {
+            s.iops = 1000;
+            s.write_bps = 1 << 20;
+            s.burst_ms = 0;
+        });
+        assert!(limits.try_charge(Write, io(1 << 20), 0));
+        // Refused for its bytes: the I/Os in total are not touched.
+        let before = limits.eligible(Read, io(0));
+        assert!(!limits.try_charge(Write, io(4096), TICKS_PER_MS));
+        assert_eq!(limits.eligible(Read, io(0)), before);
+    }
+
+    #[test]
+    fn an_io_that_carries_nothing_waits_for_no_bytes() {
+        let limits = limits(|s| s.bps = 1);
+        assert!(limits.try_charge(Write, io(1000), 0));
+        assert!(limits.try_charge(Write, io(0), 0));
+    }
+
+    #[test]
+    fn being_late_costs_nothing() {
+        // Each release comes 3 ms late; the rate holds all the same.
+        let limits = limits(|s| {
+            s.iops = 100;
+            s.burst_ms = 0;
+        });
+        let late = 3 * TICKS_PER_MS;
+        let mut passed = 0;
+        loop {
+            let now = limits.eligible(Read, io(0)) + late;
+            if now > 5 * TICKS_PER_S {
+                break;
+            }
+            limits.charge_held(Read, io(0), 0, now);
+            passed += 1;
+        }
+        assert_eq!(passed, 500);
+    }
+
+    #[test]
+    fn a_long_stall_is_not_made_up_for() {
+        let limits = limits(|s| {
+            s.iops = 1000;
+            s.burst_ms = 0;
+        });
+        limits.charge(Read, io(0), 0);
+        // Everything stands still for 10 s, with many waiting since the beginning.
+        let now = 10 * TICKS_PER_S;
+        let mut passed = 0;
+        while limits.eligible(Read, io(0)) <= now {
+            limits.charge_held(Read, io(0), 0, now);
+            passed += 1;
+        }
+        // 100 ms of it.
+        assert_eq!(passed, 101);
+    }
+
+    #[test]
+    fn a_new_limit_forgives_old_debt() {
+        let limits = limits(|s| s.bps = 1);
+        limits.charge(Read, io(1 << 20), 0);
+        assert!(limits.eligible(Read, io(4096)) > 1_000_000 * TICKS_PER_S);
+        let mut settings = Settings::DEFAULT;
+        settings.bps = 1 << 30;
+        limits.apply(&settings, TICKS_PER_S);
+        assert!(limits.eligible(Read, io(4096)) <= TICKS_PER_S + 10 * TICKS_PER_MS);
+    }
+
+    #[test]
+    fn directions_take_turns() {
+        let due = [Some(5), Some(3)];
+        assert_eq!(next(due, Read, 10), Next::Release(Write));
+        assert_eq!(next(due, Write, 10), Next::Release(Read));
+        // The one that may not leave yet does not keep the other.
+        assert_eq!(next(due, Write, 4), Next::Release(Write));
+        assert_eq!(next(due, Write, 2), Next::Wait(3));
+        assert_eq!(next([Some(9), None], Read, 2), Next::Wait(9));
+        assert_eq!(next([None, None], Read, 2), Next::Nothing);
+    }
+
+    #[test]
+    fn every_key_reads_what_it_sets() {
+        for (index, key) in KEYS.iter().enumerate() {
+            let mut settings = Settings::DEFAULT;
+            (key.set)(&mut settings, *key.range.end());
+            for (other, key) in KEYS.iter().enumerate() {
+                let expected = if other == index {
+                    *key.range.end()
+                } else {
+                    (key.get)(&Settings::DEFAULT)
+                };
+                assert_eq!((key.get)(&settings), expected, "{}", key.name);
+            }
+            assert!(key.range.contains(&(key.get)(&Settings::DEFAULT)));
+        }
+    }
+
+    /// Tokens by the book: exact, in fractions of 1/rate.
+    struct Bucket {
+        rate: u128,
+        depth: u128,
+        tokens: i128,
+        last: u128,
+    }
+
+    impl Bucket {
+        /// Tokens times ticks per second, so that a tick brings `rate`.
+        fn new(rate: u64, burst: u64) -> Self {
+            let depth = u128::from(burst) * u128::from(rate);
+            Self {
+                rate: rate.into(),
+                depth,
+                tokens: depth as i128,
+                last: 0,
+            }
+        }
+
+        fn take(&mut self, units: u32, now: u64, slack: i128) -> (bool, bool) {
+            let now = u128::from(now);
+            self.tokens += ((now - self.last) * self.rate) as i128;
+            self.last = now;
+            let cost = (u128::from(units) * u128::from(TICKS_PER_S)) as i128;
+            // An I/O larger than the bucket passes when the bucket is full.
+            let full = self.depth as i128;
+            self.tokens = self.tokens.min(full);
+            let need = cost.min(full);
+            (self.tokens >= need + slack, self.tokens >= need - slack)
+        }
+
+        fn pay(&mut self, units: u32) {
+            self.tokens -= (u128::from(units) * u128::from(TICKS_PER_S)) as i128;
+        }
+    }
+
+    proptest! {
+        /// The algorithm decides as a token bucket would, up to rounding.
+        #[test]
+        fn agrees_with_a_token_bucket(
+            rate in prop_oneof![1u64..2000, 1u64..10_000_000_000],
+            burst_us in 0u64..50_000,
+            steps in prop::collection::vec((0u64..20_000_000, 1u32..70_000), 1..300),
+        ) {
+            let burst = burst_us * TICKS_PER_US;
+            let limit = Limit::new();
+            limit.set_rate(rate);
+            let mut bucket = Bucket::new(rate, burst);
+            let mut now = 0;
+            for (count, &(pause_ns, units)) in steps.iter().enumerate() {
+                now += pause_ns * TICKS_PER_NS;
+                // Each charge may be off by a tick.
+                let slack = (count as i128 + 2) * i128::from(rate);
+                let (surely, maybe) = bucket.take(units, now, slack);
+                let passed = limit.try_charge(limit.cost(units), burst, now);
+                prop_assert!(passed || !surely, "refused what was paid for");
+                prop_assert!(!passed || maybe, "passed what was not paid for");
+                if passed {
+                    bucket.pay(units);
+                }
+            }
+        }
+
+        /// Whatever comes: within any time, no more than the rate, the burst and one I/O.
+        #[test]
+        fn never_more_than_the_rate_and_the_burst(
+            iops in 1u64..100_000,
+            burst_ms in 0u64..100,
+            pauses in prop::collection::vec(0u64..3_000_000, 1..200),
+        ) {
+            let limits = limits(|s| { s.iops = iops; s.burst_ms = burst_ms; });
+            let mut passed = Vec::new();
+            let mut now = TICKS_PER_S;
+            for pause_ns in pauses {
+                now += pause_ns * TICKS_PER_NS;
+                if limits.try_charge(Read, io(0), now) {
+                    passed.push(now);
+                }
+            }
+            for (first, &from) in passed.iter().enumerate() {
+                for (last, &to) in passed.iter().enumerate().skip(first) {
+                    let time = to - from + burst_ms * TICKS_PER_MS;
+                    let most = u128::from(time) * u128::from(iops) / u128::from(TICKS_PER_S) + 2;
+                    prop_assert!((last - first + 1) as u128 <= most);
+                }
+            }
+        }
+
+        /// Backlogged, the rate is met to within one I/O, whatever the mix of sizes and however late
+        /// releases are, as long as that is less than what may be caught up.
+        #[test]
+        fn backlog_leaves_at_the_rate(
+            bps in (64u64 << 10)..(1 << 34),
+            sizes in prop::collection::vec(1u32..257, 1..20),
+            late_us in 0u64..90_000,
+        ) {
+            let limits = limits(|s| { s.write_bps = bps; s.burst_ms = 0; });
+            let (mut bytes, mut count) = (0u64, 0u64);
+            let end = 5 * TICKS_PER_S;
+            for size in sizes.iter().cycle().take(2_000) {
+                let charge = io(size * 4096);
+                let eligible = limits.eligible(Write, charge);
+                if eligible > end {
+                    break;
+                }
+                limits.charge_held(Write, charge, 0, eligible + late_us * TICKS_PER_US);
+                bytes += u64::from(charge.bytes);
+                count += 1;
+            }
+            // The time at which the last one is paid for, from the bytes alone.
+            let paid = limits.eligible(Write, io(1));
+            let expected = u128::from(bytes) * u128::from(TICKS_PER_S) / u128::from(bps);
+            prop_assert!(u128::from(paid).abs_diff(expected) <= u128::from(count) + 1);
+        }
+
+        #[test]
+        fn percentiles_are_within_a_sixteenth(
+            mut values in prop::collection::vec(
+                prop_oneof![0u64..100, 0u64..100_000, 0u64..(1 << 32)], 1..500,
+            ),
+        ) {
+            let mut histogram = Histogram::new();
+            for &value in &values {
+                histogram.record(value);
+            }
+            values.sort_unstable();
+            let summary = histogram.summary();
+            prop_assert_eq!(summary.count, values.len() as u64);
+            prop_assert_eq!(summary.max, values[values.len() - 1]);
+            prop_assert_eq!(summary.mean, values.iter().sum::<u64>() / values.len() as u64);
+            for (percent, found) in [(50, summary.p50), (99, summary.p99)] {
+                let exact = values[(values.len() * percent).div_ceil(100) - 1];
+                prop_assert!(found.abs_diff(exact) <= exact / 16, "p{percent}: {found}, {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_histogram_says_nothing() {
+        let mut histogram = Histogram::new();
+        assert_eq!(histogram.summary(), Default::default());
+        histogram.record(u64::MAX);
+        assert_eq!(histogram.summary().max, u64::MAX);
+        histogram.clear();
+        assert_eq!(histogram.summary(), Default::default());
+    }
+}

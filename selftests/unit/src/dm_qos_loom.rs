@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! dm-qos once more, on loom's atomics: every interleaving of charges on several CPUs.
+
+#![cfg(test)]
+#![allow(dead_code, clippy::duplicate_mod)]
+
+use crate::{dm_qos::Direction, keys::keys};
+
+/// What `dm-qos/atomic.rs` is in the kernel.
+mod atomic {
+    use loom::sync::atomic::{AtomicU64 as Inner, Ordering::Relaxed};
+
+    pub(crate) struct AtomicU64(Inner);
+
+    impl AtomicU64 {
+        pub(crate) fn new(value: u64) -> Self {
+            Self(Inner::new(value))
+        }
+
+        pub(crate) fn load(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+
+        pub(crate) fn store(&self, value: u64) {
+            self.0.store(value, Relaxed);
+        }
+
+        pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
+            self.0.compare_exchange(old, new, Relaxed, Relaxed)
+        }
+    }
+}
+
+#[path = "../../../dm-qos/gcra.rs"]
+mod gcra;
+#[path = "../../../dm-qos/limits.rs"]
+mod limits;
+#[path = "../../../dm-qos/settings.rs"]
+mod settings;
+
+mod tests {
+    use super::{
+        limits::{Charge, Limits},
+        settings::Settings,
+        Direction::{Read, Write},
+    };
+    use loom::{sync::Arc, thread};
+
+    const IO: Charge = Charge {
+        ios: 1,
+        bytes: 4096,
+    };
+
+    fn limits(settings: &Settings) -> Arc<Limits> {
+        let limits = Limits::new();
+        limits.apply(settings, 0);
+        Arc::new(limits)
+    }
+
+    #[test]
+    fn no_more_pass_than_may() {
+        loom::model(|| {
+            // Two of these pass at once.
+            let limits = limits(&Settings {
+                iops: 1000,
+                burst_ms: 2,
+                ..Settings::DEFAULT
+            });
+            let others: Vec<_> = (0..2)
+                .map(|_| {
+                    let limits = limits.clone();
+                    thread::spawn(move || usize::from(limits.try_charge(Read, IO, 0)))
+                })
+                .collect();
+            let mut passed = usize::from(limits.try_charge(Read, IO, 0));
+            for other in others {
+                passed += other.join().unwrap();
+            }
+            assert_eq!(passed, 2);
+        });
+    }
+
+    #[test]
+    fn a_refusal_leaves_no_charge_behind() {
+        loom::model(|| {
+            // In total two pass at once, but only one of them a write.
+            let limits = limits(&Settings {
+                iops: 500,
+                write_iops: 250,
+                burst_ms: 4,
+                ..Settings::DEFAULT
+            });
+            let write = {
+                let limits = limits.clone();
+                thread::spawn(move || limits.try_charge(Write, IO, 0))
+            };
+            let here = limits.try_charge(Write, IO, 0);
+            let there = write.join().unwrap();
+            assert!(here != there, "one write passes, and not the other");
+            // What the refused one may have taken from the total for a moment is back.
+            assert!(limits.try_charge(Read, IO, 0));
+            assert!(!limits.try_charge(Read, IO, 0));
+        });
+    }
+
+    #[test]
+    fn a_change_of_limits_loses_no_charge() {
+        loom::model(|| {
+            let limits = limits(&Settings {
+                iops: 1000,
+                burst_ms: 0,
+                ..Settings::DEFAULT
+            });
+            let charge = {
+                let limits = limits.clone();
+                thread::spawn(move || limits.charge(Read, IO, 0))
+            };
+            limits.apply(
+                &Settings {
+                    iops: 1000,
+                    burst_ms: 10,
+                    ..Settings::DEFAULT
+                },
+                0,
+            );
+            charge.join().unwrap();
+            // 10 ms of credit, less one I/O.
+            let passed = (0..20).filter(|_| limits.try_charge(Read, IO, 0)).count();
+            assert_eq!(passed, 9);
+        });
+    }
+}
