@@ -77,7 +77,7 @@ long_texts_come_whole() {
 	diag "the table has $(wc -c </run/fsel-table) bytes"
 	[ "$(tr ' ' '\n' </run/fsel-table | awk '$1 > 60000 && !/:/' | tr '\n' ' ')" = \
 		"$weights$weights" ] || fail "not all weights came back in order"
-	[ "$(dmsetup status $MAP | tr ' ' '\n' | grep -c '^A$')" -eq $((2 * 1024)) ] ||
+	[ "$(dmsetup status "$MAP" | tr ' ' '\n' | grep -c '^A$')" -eq $((2 * 1024)) ] ||
 		fail "not all paths are in the status"
 	check "it takes I/O" read_blocks 10
 }
