@@ -141,7 +141,7 @@ class Demo:
         self.guest.send(
             "fio --name=verify --filename=/dev/mapper/mpath --rw=randwrite --bs=4k --size=16M"
             " --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c --loops=4"
-            " --verify_fatal=1 --rate_iops=1500 --output=/run/verify.json"
+            " --verify_fatal=1 --verify_state_save=0 --rate_iops=1500 --output=/run/verify.json"
             " --output-format=json & fio=$!\n"
             "set -- $(cat /run/paths)\n"
             "sleep 3; echo offline >/sys/block/$1/device/state\n"
@@ -162,13 +162,13 @@ class Demo:
             "as expected" if failed else str(states),
             failed,
         )
-        good = "fio=0" in output and job["error"] == 0 and job["total_err"] == 0
+        good = "fio=0" in output and job["error"] == 0
         self.row(
             "path selector",
             "verified I/O meanwhile",
             "no error",
             f"{job['write']['total_ios']:,} writes, {job['read']['total_ios']:,} verified, "
-            f"{job['total_err']} errors",
+            f"{'no error' if good else job['error']}",
             good,
         )
         self.shell("dmsetup remove mpath")
