@@ -33,9 +33,10 @@ tear_down() {
 	udev_on
 }
 
-# What udev would do to each device takes longer than the tests, and its I/O would be counted. Where
-# it seems not to run, dmsetup makes the nodes itself.
+# What udev would do to each device takes longer than the tests, and its I/O would be counted. So
+# dmsetup makes the nodes itself, and does not find udev, which it would complain about each time.
 udev_off() {
+	export DM_DISABLE_UDEV=1
 	[ -S /run/udev/control ] || return 0
 	udevadm control --stop-exec-queue && mv /run/udev/control /run/udev/control.off
 }
@@ -58,7 +59,7 @@ remove_module() {
 }
 
 remove_device() {
-	[ ! -e "/dev/mapper/$1" ] || dmsetup remove --retry "$1"
+	! dmsetup info "$1" >/dev/null 2>&1 || dmsetup remove --retry "$1"
 }
 
 ALL_PATHS=()

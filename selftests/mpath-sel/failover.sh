@@ -26,7 +26,7 @@ toggle_paths() {
 paths_fail_by_message() {
 	use_paths 3
 	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
-	start_verify 10
+	start_verify 5
 	check "paths fail and come back" toggle_paths
 	check "data, and no error" finish_verify
 }
@@ -35,7 +35,7 @@ paths_fail_by_message_while_others_ask_for_status() {
 	local asker
 	use_paths 3
 	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
-	start_verify 8
+	start_verify 5
 	while verify_runs; do
 		dmsetup status "$MAP" && dmsetup table "$MAP"
 	done >/dev/null &
@@ -48,7 +48,7 @@ paths_fail_by_message_while_others_ask_for_status() {
 path_that_returns_errors_is_taken_out_of_service() {
 	use_paths 2
 	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
-	start_verify 12
+	start_verify 6
 	sleep 0.5
 	change_map "0 $SECTORS error" "$MAP-p0" || return
 	wait_for 10 status_has F || fail "the path is still in service"
@@ -77,7 +77,7 @@ path_that_flickers_harms_nobody() {
 	at_exit "change_map '0 $SECTORS linear /dev/ram0 0' $MAP-p1"
 	change_map "0 $SECTORS flakey /dev/ram0 0 1 1" "$MAP-p1" || return
 	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
-	start_verify 12
+	start_verify 6
 	while verify_runs; do
 		if status_has F; then
 			message reinstate_path "${PATHS[1]}" || return
@@ -95,7 +95,7 @@ all_paths_down_with_queueing() {
 	use_paths 2
 	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs 1 1)")" || return
 	at_exit "dmsetup message $MAP 0 fail_if_no_path 2>/dev/null || :"
-	start_verify 8
+	start_verify 5
 	for i in 1 2 3; do
 		sleep 0.3
 		verify_runs || break
@@ -133,7 +133,7 @@ tables_change_under_load() {
 		"$(table "$BIO" "$(group round-robin 1 1 1)" "$(group round-robin-rs 3 3 3)")"
 	)
 	create_map "${tables[0]}" || return
-	start_verify 10
+	start_verify 5
 	while verify_runs; do
 		i=$((i + 1))
 		change_map "${tables[i % 4]}" || return
@@ -150,14 +150,14 @@ scsi_path_goes_offline() {
 	# Two hosts, one store: two ways to the same data.
 	modprobe scsi_debug add_host=2 per_host_store=0 dev_size_mb=16 delay=0 max_luns=1 || return
 	at_exit "remove_module scsi_debug"
-	wait_for 10 scsi_disks 2 || return
+	wait_for 10 scsi_disks 2 >/dev/null || return
 	mapfile -t disks < <(scsi_disks 2)
 	PATHS=("${disks[@]/#//dev/}")
 	PATH_SECTORS=$(blockdev --getsz "${PATHS[0]}")
 	create_map "$(table 0 "$(group round-robin-rs 1 1)")" || return
 	split_of read_blocks 100 || return
 	check_split "requests" 50 50
-	start_verify 8
+	start_verify 5
 	for disk in "${disks[@]}"; do
 		sleep 0.5
 		verify_runs || fail "fio was done too early for a test"

@@ -3,8 +3,8 @@
 #
 # Which path gets how much: by turns, by weight, with paths out of service.
 #
-# Runs: vm uml checking
-# Timeout: 120
+# Runs: vm uml
+# Timeout: 180
 
 . "$(dirname "$0")/common.sh"
 

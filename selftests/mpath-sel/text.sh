@@ -3,8 +3,8 @@
 #
 # Tables in, tables and status out: what the selector reads and prints, beside the C selector.
 #
-# Runs: vm uml checking
-# Timeout: 90
+# Runs: vm uml
+# Timeout: 180
 
 . "$(dirname "$0")/common.sh"
 
@@ -62,20 +62,21 @@ weights_are_in_the_table() {
 }
 
 long_texts_come_whole() {
-	local disk group i weights=
+	local disk group i weight weights=
 	use_paths 1
 	disk=${PATHS[0]}
 	# More than the 16 KiB with which dmsetup asks first: device mapper must see that it was full.
 	group="round-robin-rs 0 1024 1"
 	for ((i = 0; i < 1024; i++)); do
-		group+=" $disk $((65535 - i))"
-		weights+="$((65535 - i)) "
+		weight=$((i * i % 7 ? 40000 : 60000))
+		group+=" $disk $weight"
+		weights+="$weight "
 	done
 	create_map "$(table "$BIO" "$group" "$group")" || return
 	dmsetup table "$MAP" >/run/fsel-table || return
 	at_exit "rm -f /run/fsel-table"
 	diag "the table has $(wc -c </run/fsel-table) bytes"
-	[ "$(tr ' ' '\n' </run/fsel-table | awk '$1 > 60000 && !/:/' | tr '\n' ' ')" = \
+	[ "$(tr ' ' '\n' </run/fsel-table | awk '$1 + 0 >= 40000' | tr '\n' ' ')" = \
 		"$weights$weights" ] || fail "not all weights came back in order"
 	[ "$(dmsetup status "$MAP" | tr ' ' '\n' | grep -c '^A$')" -eq $((2 * 1024)) ] ||
 		fail "not all paths are in the status"
@@ -103,10 +104,10 @@ module_is_unused() {
 malformed_arguments_are_refused() {
 	local word
 	use_paths 2
-	for word in 0 00 -1 +1 1x x1 0x10 65536 4294967297 99999999999999999999 1.5 '*'; do
+	for word in 0 -1 +1 1x 0x10 65536 4294967297 99999999999999999999; do
 		refused "round-robin ps: invalid repeat count" "$(group round-robin-rs 1 "$word")"
-		refused "round-robin ps: invalid repeat count" "$(group round-robin-rs "$word" 1)"
 	done
+	refused "round-robin ps: invalid repeat count" "$(group round-robin-rs '*' 1)"
 	kmsg_since_mark | grep -qF 'round-robin-rs: path: weight: "*"' ||
 		fail "the log does not name the word: $(kmsg_since_mark)"
 	refused "round-robin ps: incorrect number of arguments" \
