@@ -7,7 +7,8 @@ use crate::{
         Host,
         Migrator,
         Untold,
-        Way, //
+        Way,
+        WAKE_RESIZE, //
     },
     plan::{
         next_step,
@@ -107,6 +108,7 @@ impl virtio::Driver for Driver {
     }
 
     fn config_changed(data: Pin<&Data>) {
+        data.host.wakeup.raise(WAKE_RESIZE);
         data.resize.enqueue(system_freezable());
     }
 
@@ -129,15 +131,17 @@ impl virtio::Driver for Driver {
 impl Data {
     fn new(dev: &virtio::Device<Core<'_>>) -> Result<Self> {
         let units = Units::new(PAGE_SHIFT as u32);
-        let order = dev.byte_order();
-        let host = Host::new(dev.as_ref().into(), units, order, dev.config())?;
+        let host = Host::new(dev, units)?;
         // Refuses a device without a configuration space.
         host.target_pages()?;
 
         let features = dev.features();
         let report = if features.has(Feature::Stats) {
             Some(Arc::pin_init(
-                new_owned_work!(Report::new(order), "balloon_report"),
+                new_owned_work!(
+                    Report::new(host.clone(), dev.byte_order()),
+                    "balloon_report"
+                ),
                 GFP_KERNEL,
             )?)
         } else {
@@ -186,6 +190,7 @@ impl Data {
         if let Some(report) = &self.report {
             report.disable();
         }
+        self.host.wakeup.clear();
     }
 
     /// Takes everything out of the balloon, with the host's help as far as that goes, and deletes
@@ -358,9 +363,11 @@ impl Resize {
 
 impl Run for Resize {
     fn run(work: &OwnedWork<Self>) {
+        work.host.wakeup.begin(WAKE_RESIZE);
         match work.step() {
             Ok(true) => {
                 work.enqueue(system_freezable());
+                return;
             }
             Ok(false) => {}
             Err(error) => dev_err!(
@@ -368,6 +375,7 @@ impl Run for Resize {
                 "the balloon does not move any more ({error:?})\n"
             ),
         }
+        work.host.wakeup.end();
     }
 }
 

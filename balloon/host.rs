@@ -15,13 +15,18 @@ use ferrule::{
         Buffer,
         ByteOrder,
         Config,
+        Device,
         Direction,
         Field,
-        VirtQueue, //
+        VirtQueue,
+        WakeupSource, //
     }, //
 };
 use kernel::{
-    device,
+    device::{
+        self,
+        Core, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -35,6 +40,11 @@ use kernel::{
     },
     time::Delta, //
 };
+
+/// Reason to stay awake: the size of the balloon.
+pub(crate) const WAKE_RESIZE: u32 = 1 << 0;
+/// Reason to stay awake: the host waits for statistics.
+pub(crate) const WAKE_REPORT: u32 = 1 << 1;
 
 /// How many units the host wants in the balloon.
 const NUM_PAGES: Field<u32> = Field::new(0);
@@ -70,6 +80,9 @@ pub(crate) enum Untold {
 pub(crate) struct Host {
     pub(crate) dev: ARef<device::Device>,
     pub(crate) units: Units,
+    /// Raised when the host wants something, until it has it.
+    #[pin]
+    pub(crate) wakeup: WakeupSource,
     order: ByteOrder,
     config: Config,
     /// Nobody waits for long for the host any more: the device is about to be reset.
@@ -97,18 +110,14 @@ pub(crate) enum Way {
 }
 
 impl Host {
-    pub(crate) fn new(
-        dev: ARef<device::Device>,
-        units: Units,
-        order: ByteOrder,
-        config: Config,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn new(vdev: &Device<Core<'_>>, units: Units) -> Result<Arc<Self>> {
         Arc::pin_init(
-            pin_init!(Self {
-                dev,
+            try_pin_init!(Self {
+                dev: vdev.as_ref().into(),
                 units,
-                order,
-                config,
+                wakeup <- WakeupSource::new(vdev),
+                order: vdev.byte_order(),
+                config: vdev.config(),
                 is_leaving: Atomic::new(false),
                 channel <- new_mutex!(Channel { queues: None, message: None }, "balloon_channel"),
             }),

@@ -5,9 +5,15 @@
 //! The statistics queue works the other way round: the guest leaves a buffer with the host, the host
 //! gives it back when it wants news, and gets it again with these.
 
-use crate::message::{
-    Stats,
-    Tag, //
+use crate::{
+    host::{
+        Host,
+        WAKE_REPORT, //
+    },
+    message::{
+        Stats,
+        Tag, //
+    }, //
 };
 use ferrule::{
     mm::vmstat,
@@ -44,6 +50,7 @@ impl Buffer for Stats {
 /// Work that answers the host's requests.
 #[pin_data]
 pub(crate) struct Report {
+    host: Arc<Host>,
     order: ByteOrder,
     /// Sleeps; held while statistics are gathered. No other lock is taken with it.
     #[pin]
@@ -51,8 +58,9 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn new(order: ByteOrder) -> impl PinInit<Self> {
+    pub(crate) fn new(host: Arc<Host>, order: ByteOrder) -> impl PinInit<Self> {
         pin_init!(Self {
+            host,
             order,
             queue <- new_mutex!(None, "balloon_stats"),
         })
@@ -108,12 +116,14 @@ impl Report {
 
 impl Run for Report {
     fn run(work: &OwnedWork<Self>) {
-        let queue = work.queue.lock();
-        let Some(queue) = &*queue else { return };
-        // A device that is broken or gone asks for nothing any more.
-        if let Ok(Some(used)) = queue.get() {
-            let _ = work.send(queue, used.buffer);
+        work.host.wakeup.begin(WAKE_REPORT);
+        if let Some(queue) = &*work.queue.lock() {
+            // A device that is broken or gone asks for nothing any more.
+            if let Ok(Some(used)) = queue.get() {
+                let _ = work.send(queue, used.buffer);
+            }
         }
+        work.host.wakeup.end();
     }
 }
 
@@ -122,6 +132,7 @@ pub(crate) struct Requested(pub(crate) Arc<OwnedWork<Report>>);
 
 impl Handler for Requested {
     fn used(&self) {
+        self.0.host.wakeup.raise(WAKE_REPORT);
         self.0.enqueue(system_freezable());
     }
 }

@@ -28,6 +28,7 @@
 //! | `wait_event(..., virtqueue_get_buf())` | [`VirtQueue::wait`] |
 //! | `virtqueue_disable_cb`, `virtqueue_enable_cb` | [`VirtQueue::disable_notify`], [`VirtQueue::enable_notify`] |
 //! | `vq_callback_t` | [`Notify`], [`Handler`] |
+//! | `pm_stay_awake`, `pm_relax` | [`WakeupSource`] |
 //!
 //! # Ownership
 //!
@@ -58,6 +59,7 @@ mod device;
 mod driver;
 mod virtqueue;
 mod wait;
+mod wakeup;
 
 use crate::bindings;
 use device::Link;
@@ -96,6 +98,7 @@ pub use self::{
         Used,
         VirtQueue, //
     },
+    wakeup::WakeupSource, //
 };
 
 /// # Safety

@@ -157,3 +157,98 @@ impl<T: Run> PinnedDrop for OwnedWork<T> {
         self.disable();
     }
 }
+
+#[kernel::macros::kunit_tests(ferrule_work)]
+mod tests {
+    use super::*;
+    use kernel::{
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc,
+            Completion, //
+        },
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue::system, //
+    };
+
+    #[pin_data]
+    struct Count {
+        runs: Arc<Atomic<i32>>,
+        wanted: i32,
+        #[pin]
+        done: Completion,
+    }
+
+    impl Count {
+        fn new(runs: &Arc<Atomic<i32>>, wanted: i32) -> impl PinInit<Self> {
+            let runs = runs.clone();
+            pin_init!(Self {
+                runs,
+                wanted,
+                done <- Completion::new(),
+            })
+        }
+    }
+
+    impl Run for Count {
+        fn run(work: &OwnedWork<Self>) {
+            fsleep(Delta::from_millis(5));
+            if work.runs.fetch_add(1, Relaxed) + 1 < work.wanted {
+                work.enqueue(system());
+            } else {
+                work.done.complete_all();
+            }
+        }
+    }
+
+    fn counted(wanted: i32) -> Result<(Pin<KBox<OwnedWork<Count>>>, Arc<Atomic<i32>>)> {
+        let runs = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let work = KBox::pin_init(
+            new_owned_work!(Count::new(&runs, wanted), "ferrule_work_test"),
+            GFP_KERNEL,
+        )?;
+        Ok((work, runs))
+    }
+
+    #[test]
+    fn work_can_enqueue_itself() -> Result {
+        let (work, runs) = counted(3)?;
+        assert!(work.enqueue(system()));
+        work.done.wait_for_completion();
+        assert_eq!(runs.load(Relaxed), 3);
+        Ok(())
+    }
+
+    #[test]
+    fn disabled_work_has_ended_and_does_not_start() -> Result {
+        let (work, runs) = counted(i32::MAX)?;
+        assert!(work.enqueue(system()));
+        fsleep(Delta::from_millis(20));
+        work.disable();
+        let ran = runs.load(Relaxed);
+        assert!(!work.enqueue(system()));
+        fsleep(Delta::from_millis(20));
+        assert_eq!(runs.load(Relaxed), ran);
+        Ok(())
+    }
+
+    #[test]
+    fn dropping_waits() -> Result {
+        let (work, runs) = counted(i32::MAX)?;
+        assert!(work.enqueue(system()));
+        fsleep(Delta::from_millis(2));
+        drop(work);
+        let ran = runs.load(Relaxed);
+        fsleep(Delta::from_millis(20));
+        assert_eq!(runs.load(Relaxed), ran);
+        // Its data went with it.
+        assert!(Arc::into_unique_or_drop(runs).is_some());
+        Ok(())
+    }
+}

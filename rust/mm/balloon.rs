@@ -341,3 +341,81 @@ fn with_list<R>(f: impl FnOnce(*mut bindings::list_head) -> R) -> R {
     }
     f(list)
 }
+
+#[kernel::macros::kunit_tests(ferrule_mm_balloon)]
+mod tests {
+    use super::*;
+    use crate::mm::vmstat;
+    use kernel::page::PAGE_SIZE;
+
+    struct Stay;
+
+    impl Migrate for Stay {
+        fn migrate(&self, _new: PageRef<'_>, _old: PageRef<'_>) -> Result {
+            Err(EAGAIN)
+        }
+    }
+
+    fn allocated(count: usize) -> Result<Pages<Allocated>> {
+        let mut pages = Pages::with_capacity(count)?;
+        for _ in 0..count {
+            pages.allocate_one()?;
+        }
+        Ok(pages)
+    }
+
+    #[test]
+    fn pages_have_room_for_as_many_as_asked_for() -> Result {
+        let mut pages = allocated(8)?;
+        while pages.len() < pages.capacity() {
+            pages.allocate_one()?;
+        }
+        assert!(matches!(pages.allocate_one(), Err(error) if error == ENOSPC));
+        assert_eq!(pages.pfns().len(), pages.len());
+        pages.clear();
+        assert!(pages.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_in_the_balloon_are_not_the_guests() -> Result {
+        let balloon = KBox::pin_init(Balloon::new(Stay, Managed::Removed), GFP_KERNEL)?;
+        let before = vmstat::memory().total;
+        let mut pages = allocated(64)?;
+        balloon.enqueue(&mut pages);
+        assert!(pages.is_empty());
+        assert_eq!(balloon.len(), 64);
+        assert_eq!(vmstat::memory().total, before - 64 * PAGE_SIZE as u64);
+
+        let mut outgoing = Pages::with_capacity(64)?;
+        assert_eq!(balloon.dequeue(&mut outgoing, 24), 24);
+        assert_eq!(outgoing.len(), 24);
+        assert_eq!(balloon.len(), 40);
+        assert_eq!(vmstat::memory().total, before - 40 * PAGE_SIZE as u64);
+        outgoing.clear();
+        assert_eq!(balloon.dequeue(&mut outgoing, 64), 40);
+        assert!(balloon.is_empty());
+        assert_eq!(balloon.dequeue(&mut outgoing, 64), 0);
+        assert_eq!(vmstat::memory().total, before);
+        Ok(())
+    }
+
+    #[test]
+    fn a_dropped_balloon_gives_its_pages_back() -> Result {
+        let before = vmstat::memory().total;
+        let balloon = KBox::pin_init(Balloon::new(Stay, Managed::Removed), GFP_KERNEL)?;
+        balloon.enqueue(&mut allocated(100)?);
+        drop(balloon);
+        assert_eq!(vmstat::memory().total, before);
+        Ok(())
+    }
+
+    #[test]
+    fn counted_pages_stay_the_guests() -> Result {
+        let before = vmstat::memory().total;
+        let balloon = KBox::pin_init(Balloon::new(Stay, Managed::Counted), GFP_KERNEL)?;
+        balloon.enqueue(&mut allocated(10)?);
+        assert_eq!(vmstat::memory().total, before);
+        Ok(())
+    }
+}

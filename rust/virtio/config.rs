@@ -247,3 +247,40 @@ pub enum TransportFeature {
     /// (`VIRTIO_F_ACCESS_PLATFORM`).
     AccessPlatform = bindings::VIRTIO_F_ACCESS_PLATFORM,
 }
+
+#[kernel::macros::kunit_tests(ferrule_virtio_config)]
+mod tests {
+    use super::*;
+
+    virtio_features! {
+        enum Some {
+            First = 0,
+            Fifth = 5,
+            Last = 127,
+        }
+    }
+
+    #[test]
+    fn the_table_has_the_features() {
+        assert_eq!(Some::TABLE, [0, 5, 127]);
+    }
+
+    #[test]
+    fn only_negotiated_features_are_there() {
+        let features = Features::new(1 << 5 | 1 << 127);
+        assert!(!features.has(Some::First));
+        assert!(features.has(Some::Fifth));
+        assert!(features.has(Some::Last));
+    }
+
+    #[test]
+    fn fields_are_little_endian() {
+        assert_eq!(0x1234u16.to_le().to_ne_bytes(), [0x34, 0x12]);
+        assert_eq!(
+            <u32 as LittleEndian>::from_le(u32::from_ne_bytes([1, 2, 3, 4])),
+            0x0403_0201
+        );
+        assert_eq!(ByteOrder::Little.u64(1), [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(ByteOrder::Native.u32(7), 7u32.to_ne_bytes());
+    }
+}

@@ -1,0 +1,48 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# The balloon driver as a module, without a device. What it does with one is tested from the host,
+# which has to play its part: selftests/host/test_balloon.py.
+#
+# Runs: vm uml checking
+# Timeout: 120
+
+. "$(dirname "$0")/../lib.sh"
+
+MODULE=virtio_balloon_rs
+DRIVER=/sys/bus/virtio/drivers/$MODULE
+
+loads_and_unloads_50_times() {
+	local i
+	for ((i = 1; i <= 50; i++)); do
+		load_module "$MODULE" || fail "load $i" || return
+		[ -d "$DRIVER" ] || fail "not registered after load $i" || return
+		unload_module "$MODULE" || fail "unload $i" || return
+		[ ! -e "$DRIVER" ] || fail "still registered after unload $i" || return
+	done
+}
+
+module_info() {
+	local file=
+	[ -z "$FERRULE_MODULES" ] ||
+		file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
+	modinfo -F "$1" "${file:-$MODULE}"
+}
+
+is_found_for_balloon_devices_of_any_vendor() {
+	check "alias" grep -qx 'virtio:d00000005v\*' <(module_info alias)
+	check "one alias" [ "$(module_info alias | wc -l)" = 1 ]
+	check "licence" [ "$(module_info license)" = GPL ]
+}
+
+loading_twice_is_refused() {
+	load_module "$MODULE" || return
+	at_exit "unload_module $MODULE"
+	local file
+	file=$(find "${FERRULE_MODULES:-/lib/modules/$(uname -r)}" -name "$MODULE.ko" -print -quit)
+	! insmod "$file" 2>/dev/null || fail "loaded twice"
+	check "still registered" [ -d "$DRIVER" ]
+}
+
+run_cases loads_and_unloads_50_times is_found_for_balloon_devices_of_any_vendor \
+	loading_twice_is_refused

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The balloon driver with a real device, QEMU's, whose other side is driven over QMP."""
+
+import random
+import re
+import time
+
+import pytest
+import vm
+
+MIB = 1 << 20
+# The guest's memory, which QEMU also reports as the size of an empty balloon.
+MEMORY = 1024
+UNBOUND = "nothing"
+DEVICE = (
+    "-device pcie-root-port,id=port0,chassis=7 -device virtio-balloon-pci,id=balloon0,bus=port0"
+)
+# Pages of the guest that may be somewhere else than before, for reasons of its own, in MiB.
+SLACK = 24
+
+
+class Balloon:
+    """A guest with a balloon device, seen from both sides."""
+
+    def __init__(self, guest: vm.Guest):
+        self.guest = guest
+        self.sh("rmmod virtio_balloon 2>/dev/null; true")
+        self.load()
+        assert self.driver() == "virtio_balloon_rs"
+        self.total = self.meminfo()["MemTotal"]
+
+    def sh(self, script: str, timeout: float = 60) -> str:
+        """Run a script in the guest."""
+        return self.guest.check(script, timeout).strip()
+
+    def qmp(self, command: str, **arguments):
+        """Run a QMP command."""
+        return self.guest.qmp.execute(command, **arguments)
+
+    def actual(self) -> int:
+        """What is left to the guest, as the host knows, in bytes."""
+        return self.qmp("query-balloon")["actual"]
+
+    def ask(self, mib: int) -> None:
+        """Ask for a size."""
+        self.qmp("balloon", value=mib * MIB)
+
+    def resize(self, mib: int, timeout: float = 60) -> None:
+        """Ask for a size and wait until it is there, to the byte."""
+        self.ask(mib)
+        self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
+
+    @staticmethod
+    def wait_for(condition, timeout: float, what: str) -> None:
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+            time.sleep(0.05)
+
+    def meminfo(self) -> dict[str, int]:
+        """/proc/meminfo, in KiB."""
+        lines = self.sh('echo "$(</proc/meminfo)"').splitlines()
+        return {line.split(":")[0]: int(line.split()[1]) for line in lines}
+
+    def vmstat(self) -> dict[str, int]:
+        """/proc/vmstat."""
+        lines = self.sh('echo "$(</proc/vmstat)"').splitlines()
+        return {line.split()[0]: int(line.split()[1]) for line in lines}
+
+    def pages(self) -> int:
+        """How many pages the guest counts in balloons."""
+        return self.vmstat()["nr_balloon_pages"]
+
+    def device(self) -> str:
+        """The guest's name of the device."""
+        return self.sh("grep -lx 0x0005 /sys/bus/virtio/devices/*/device | cut -d/ -f6")
+
+    def driver(self) -> str:
+        """The driver that the device is bound to."""
+        link = f"/sys/bus/virtio/devices/{self.device()}/driver"
+        return self.sh(f"basename $(readlink {link} || echo {UNBOUND})")
+
+    def log(self) -> str:
+        """The guest's kernel log."""
+        return self.sh("dmesg")
+
+    def assert_as_before(self) -> None:
+        """The guest has all its memory, none of it in a balloon."""
+        assert self.pages() == 0
+        assert self.meminfo()["MemTotal"] == self.total
+
+    def wait_until_free(self, free: int) -> None:
+        """What was freed counts as free once the processors' own lists of pages are drained."""
+        self.wait_for(
+            lambda: abs(self.meminfo()["MemFree"] - free) < SLACK * 1024, 30, "free memory"
+        )
+
+    def is_plugged(self) -> bool:
+        """Whether the emulator has the device."""
+        devices = self.qmp("qom-list", path="/machine/peripheral")
+        return "balloon0" in [device["name"] for device in devices]
+
+    def plug(self) -> None:
+        """Plug the device in, and wait for the driver."""
+        self.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="port0")
+        self.wait_for(lambda: self.device() != "", 60, "plug")
+        self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 10, "bind")
+
+    def reload(self) -> None:
+        """Unload the driver and load it again."""
+        self.sh("rmmod virtio_balloon_rs")
+        self.load()
+
+    def load(self) -> None:
+        """Load the driver."""
+        self.sh('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+
+
+@pytest.fixture(name="guest", scope="module")
+def guest_fixture():
+    """One guest for this file; each test leaves it as it found it."""
+    log = vm.ROOT / "out" / "check" / "host-balloon.log"
+    options = vm.Options(memory=f"{MEMORY}M", qmp=True, qemu_opts=[DEVICE], log=log)
+    with vm.Guest(options) as guest:
+        yield Balloon(guest)
+        guest.check("rmmod virtio_balloon_rs")
+        wrong = guest.check_log()
+    assert not wrong, wrong
+
+
+@pytest.fixture(name="balloon")
+def balloon_fixture(guest):
+    """The guest's balloon, driven by us and empty."""
+    assert guest.driver() == "virtio_balloon_rs"
+    guest.resize(MEMORY)
+    yield guest
+    guest.resize(MEMORY)
+    guest.assert_as_before()
+
+
+def test_reaches_each_size_exactly_and_returns_all_memory(balloon):
+    """20 times up and down."""
+    rng = random.Random(2)
+    before, free = balloon.vmstat(), balloon.meminfo()["MemFree"]
+    taken = 0
+    for _ in range(20):
+        size = rng.randrange(MEMORY * 3 // 4, MEMORY)
+        balloon.resize(size)
+        assert balloon.meminfo()["MemTotal"] == balloon.total - (MEMORY - size) * 1024
+        taken += (MEMORY - size) * 256
+        balloon.resize(MEMORY)
+    after = balloon.vmstat()
+    assert after["balloon_inflate"] - before["balloon_inflate"] == taken
+    assert after["balloon_deflate"] - before["balloon_deflate"] == taken
+    balloon.wait_until_free(free)
+
+
+def test_statistics_are_the_guests_own(balloon):
+    """All tags that the kernel has, at the interval that the host asks for."""
+
+    def poll(seconds):
+        path = "/machine/peripheral/balloon0"
+        name = "guest-stats-polling-interval"
+        balloon.qmp("qom-set", path=path, property=name, value=seconds)
+
+    def read():
+        return balloon.qmp("qom-get", path="/machine/peripheral/balloon0", property="guest-stats")
+
+    first = read()["last-update"]
+    poll(1)
+    balloon.wait_for(lambda: read()["last-update"] > first + 2, 30, "statistics")
+    poll(0)
+    stats = {k.removeprefix("stat-"): v for k, v in read()["stats"].items()}
+    memory, events = balloon.meminfo(), balloon.vmstat()
+
+    absent = {k for k, v in stats.items() if v == 2**64 - 1}
+    # The kernel here is built without hugetlbfs.
+    assert absent == {"htlb-pgalloc", "htlb-pgfail"}
+    assert len(stats) == 16
+    assert stats["total-memory"] == memory["MemTotal"] * 1024
+    assert abs(stats["free-memory"] - memory["MemFree"] * 1024) < SLACK * MIB
+    assert abs(stats["available-memory"] - memory["MemAvailable"] * 1024) < SLACK * MIB
+    assert abs(stats["disk-caches"] - memory["Cached"] * 1024) < SLACK * MIB
+    # Events go on: what was reported is not more than there are by now, and not much less.
+    assert 0 < stats["minor-faults"] <= events["pgfault"]
+    assert stats["minor-faults"] > events["pgfault"] / 2
+    assert 0 < stats["major-faults"] <= events["pgmajfault"]
+    for name in ("swap-in", "swap-out", "oom-kills", "alloc-stalls", "direct-scans"):
+        assert stats[name] <= 2**40
+
+
+def test_a_storm_of_changes_ends_at_the_last_size(balloon):
+    """Requests come faster than they can be met."""
+    rng = random.Random(5)
+    for _ in range(300):
+        balloon.ask(rng.randrange(MEMORY // 2, MEMORY + 1))
+    balloon.resize(777)
+
+
+def test_the_guest_survives_a_target_beyond_its_memory(balloon):
+    """The balloon stops at a reserve for the guest, and shrinks when it may."""
+    kills = balloon.vmstat()["oom_kill"]
+    lines = len(re.findall("no memory to spare", balloon.log()))
+    # QEMU takes no target of zero; 1 MiB is one that no kernel can live in.
+    balloon.ask(1)
+    balloon.wait_for(
+        lambda: "no memory to spare" in balloon.sh("dmesg | tail -n 3"), 60, "the reserve"
+    )
+    time.sleep(3)
+    left = balloon.meminfo()
+    assert 48 * 1024 < left["MemAvailable"] < 96 * 1024
+    assert balloon.actual() == (MEMORY * MIB) - balloon.pages() * 4096
+    # The guest works, and what it frees is not fought over.
+    assert balloon.sh("ls / | wc -l") != "0"
+    balloon.resize(MEMORY)
+    assert balloon.vmstat()["oom_kill"] == kills
+    # Said once, not five times a second.
+    assert len(re.findall("no memory to spare", balloon.log())) - lines <= 3
+
+
+def test_the_host_gets_the_memory(balloon):
+    """QEMU's resident memory falls."""
+    balloon.sh(
+        "mkdir -p /run/full && mount -t tmpfs -o size=700M full /run/full &&"
+        "dd if=/dev/zero of=/run/full/a bs=1M count=400 status=none;"
+        "umount /run/full && rmdir /run/full",
+        timeout=120,
+    )
+    used = balloon.guest.resident_mib()
+    # More than was never touched: most of what was has to go.
+    balloon.resize(192)
+    assert balloon.guest.resident_mib() < used - 200
+
+
+def test_compaction_moves_pages_of_the_balloon(balloon):
+    """Migration replaces pages without the size changing."""
+    # What is free afterwards lies between the balloon's pages.
+    balloon.resize(MEMORY // 2)
+    balloon.resize(MEMORY * 3 // 4)
+    before = balloon.vmstat()["balloon_migrate"]
+    balloon.sh("echo 1 >/proc/sys/vm/compact_memory")
+    after = balloon.vmstat()
+    assert after["balloon_migrate"] > before
+    assert after["nr_balloon_pages"] == MEMORY // 4 * 256
+    assert balloon.actual() == MEMORY * 3 // 4 * MIB
+
+
+def test_unloading_returns_the_pages(balloon):
+    """With pages in the balloon; and loading takes them again."""
+    free = balloon.meminfo()["MemFree"]
+    balloon.resize(MEMORY // 2)
+    balloon.sh("rmmod virtio_balloon_rs")
+    balloon.assert_as_before()
+    balloon.wait_until_free(free)
+    assert balloon.actual() == MEMORY * MIB
+    balloon.load()
+    balloon.wait_for(lambda: balloon.actual() == MEMORY // 2 * MIB, 60, "the target of before")
+
+
+def test_unloading_works_while_the_balloon_moves(balloon):
+    """In either direction, at any point."""
+    for delay in (0, 0.05, 0.2, 0.4):
+        for size in (MEMORY // 2, MEMORY):
+            balloon.ask(size)
+            time.sleep(delay)
+            balloon.sh("rmmod virtio_balloon_rs")
+            balloon.assert_as_before()
+            balloon.load()
+
+
+def test_loads_and_unloads_20_times_with_a_device(balloon):
+    """Each time the device is bound."""
+    balloon.ask(MEMORY - 16)
+    balloon.sh(
+        f"for i in $(seq 20); do rmmod virtio_balloon_rs || exit;"
+        f' insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" || exit;'
+        f" [ -d /sys/bus/virtio/drivers/virtio_balloon_rs/{balloon.device()} ] || exit; done",
+        timeout=240,
+    )
+    balloon.wait_for(lambda: balloon.pages() == 16 * 256, 30, "the size")
+
+
+def test_shares_the_machine_with_the_c_driver(balloon):
+    """Whoever was first has the device, until it is unbound."""
+    device = balloon.device()
+    ours = "/sys/bus/virtio/drivers/virtio_balloon_rs"
+    theirs = "/sys/bus/virtio/drivers/virtio_balloon"
+    balloon.resize(MEMORY - 64)
+
+    balloon.sh("modprobe virtio_balloon")
+    assert balloon.driver() == "virtio_balloon_rs"
+
+    # From ours to theirs, with pages in the balloon, and back.
+    balloon.sh(f"echo {device} >{ours}/unbind")
+    balloon.assert_as_before()
+    assert balloon.driver() == UNBOUND
+    balloon.sh(f"echo {device} >{theirs}/bind")
+    assert balloon.driver() == "virtio_balloon"
+    balloon.wait_for(lambda: balloon.pages() == 64 * 256, 30, "the C driver's balloon")
+    balloon.sh(f"echo {device} >{theirs}/unbind; echo {device} >{ours}/bind")
+    assert balloon.driver() == "virtio_balloon_rs"
+    balloon.wait_for(lambda: balloon.pages() == 64 * 256, 30, "our balloon")
+
+    # Loaded second, ours leaves the device alone, and gets it when the other goes.
+    balloon.sh(f"echo {device} >{ours}/unbind; echo {device} >{theirs}/bind")
+    balloon.reload()
+    assert balloon.driver() == "virtio_balloon"
+    balloon.sh("rmmod virtio_balloon")
+    assert balloon.driver() == UNBOUND
+    balloon.sh(f"echo {device} >{ours}/bind")
+    assert balloon.driver() == "virtio_balloon_rs"
+
+
+def test_negotiates_only_what_it_can_do(balloon):
+    """The device offers more."""
+    features = balloon.sh(f"cat /sys/bus/virtio/devices/{balloon.device()}/features")
+    assert features[1] == "1", "statistics"
+    # DEFLATE_ON_OOM, FREE_PAGE_HINT, PAGE_POISON, REPORTING
+    assert features[2:6] == "0000"
+    assert features[33] == "0", "ACCESS_PLATFORM: the host is told physical addresses"
+
+
+def test_a_resize_can_wake_the_system(balloon):
+    """The wakeup source is active while the balloon moves, and not after."""
+    power = f"/sys/bus/virtio/devices/{balloon.device()}/power"
+    balloon.sh(f"echo enabled >{power}/wakeup")
+    before = int(balloon.sh(f"cat {power}/wakeup_active_count"))
+    balloon.resize(MEMORY - 128)
+    balloon.wait_for(lambda: balloon.sh(f"cat {power}/wakeup_active") == "0", 10, "sleep")
+    assert int(balloon.sh(f"cat {power}/wakeup_active_count")) > before
+    balloon.sh(f"echo disabled >{power}/wakeup")
+
+
+def test_a_host_that_does_not_answer_cannot_keep_the_driver(balloon):
+    """Unloading gives up on it, resets the device and has all pages back."""
+    balloon.resize(MEMORY - 128)
+    pci = balloon.sh(f"dirname $(readlink -f /sys/bus/virtio/devices/{balloon.device()})")
+    command = f"dd of={pci}/config bs=1 seek=4 count=2 conv=notrunc status=none"
+    before = balloon.sh(f"od -An -tx1 -j4 -N2 {pci}/config").split()
+    # A device that may not access memory (bus mastering off) takes nothing out of its queues.
+    balloon.sh(f"printf '\\x{int(before[0], 16) & ~4:02x}\\x{before[1]}' | {command}")
+    balloon.ask(MEMORY // 2)
+    # One batch is under way, and stays so.
+    balloon.wait_for(lambda: balloon.pages() == 128 * 256 + 256, 10, "a batch")
+    started = time.monotonic()
+    balloon.sh("rmmod virtio_balloon_rs")
+    assert time.monotonic() - started < 30
+    assert "the host does not take part" in balloon.sh("dmesg | tail -n 3")
+    balloon.assert_as_before()
+
+    balloon.ask(MEMORY)
+    balloon.sh(f"printf '\\x{before[0]}\\x{before[1]}' | {command}")
+    balloon.load()
+    balloon.resize(MEMORY - 10)
+
+
+def test_a_device_can_be_unplugged_with_pages_in_the_balloon(balloon):
+    """And plugged in again."""
+    balloon.resize(MEMORY // 2)
+    balloon.qmp("device_del", id="balloon0")
+    balloon.wait_for(lambda: not balloon.is_plugged(), 60, "unplug")
+    balloon.assert_as_before()
+    balloon.plug()
+    balloon.resize(MEMORY - 100)
+
+
+def test_a_device_can_be_unplugged_while_the_balloon_moves(balloon):
+    """In the middle of an inflation."""
+    balloon.ask(MEMORY // 2)
+    time.sleep(0.1)
+    balloon.qmp("device_del", id="balloon0")
+    balloon.wait_for(lambda: not balloon.is_plugged(), 60, "unplug")
+    balloon.assert_as_before()
+    balloon.plug()
