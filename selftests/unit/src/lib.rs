@@ -3,6 +3,7 @@
 //! Host tests of the code that decides. Each module here includes the source files of one driver, by
 //! their path, and tests them; nothing is copied.
 
+mod balloon;
 mod dm_qos;
 mod dm_qos_loom;
 mod keys;
