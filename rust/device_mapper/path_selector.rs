@@ -117,7 +117,7 @@ use kernel::{
         VTABLE_DEFAULT_ERROR, //
     },
     prelude::*,
-    ThisModule, //
+    ModuleMetadata, //
 };
 
 /// A path selector: one value decides for one priority group.
@@ -530,13 +530,10 @@ impl<T: PathSelector> Adapter<T> {
     }
 
     /// The C type with this name. The C side copies it, but for the name.
-    const fn type_named(
-        name: &'static CStr,
-        module: &'static ThisModule,
-    ) -> bindings::path_selector_type {
+    const fn type_named(name: &'static CStr) -> bindings::path_selector_type {
         bindings::path_selector_type {
             name: kernel::str::as_char_ptr_in_const_context(name).cast_mut(),
-            module: module.as_ptr(),
+            module: <T::OwnerModule as ModuleMetadata>::THIS_MODULE.as_ptr(),
             features: if T::USE_HR_TIMER {
                 bindings::DM_PS_USE_HR_TIMER
             } else {
@@ -570,9 +567,8 @@ impl<T: PathSelector> Adapter<T> {
 /// # Invariants
 ///
 /// [`PathSelector::NAME`] is registered, and [`PathSelector::ALIAS`] too if `has_alias`; both by
-/// `T`'s [`Adapter`] with `module` as their owner.
+/// `T`'s [`Adapter`].
 pub struct Registration<T: PathSelector> {
-    module: &'static ThisModule,
     has_alias: bool,
     _selector: PhantomData<fn() -> T>,
 }
@@ -585,25 +581,23 @@ impl<T: PathSelector> Registration<T> {
     ///
     /// # Safety
     ///
-    /// - `module` must be the module whose code this is.
-    /// - The registration must only be dropped when the module is unloaded, or never: priority
-    ///   groups refer to what `dm_unregister_path_selector()` frees, and all that keeps it is the
-    ///   reference that each of them has to the module.
-    pub unsafe fn register(module: &'static ThisModule) -> Result<Self> {
-        let mut named = Adapter::<T>::type_named(T::NAME, module);
+    /// The registration must only be dropped when the module is unloaded, or never: priority groups
+    /// refer to what `dm_unregister_path_selector()` frees, and all that keeps it is the reference
+    /// that each of them has to the module.
+    pub unsafe fn register() -> Result<Self> {
+        let mut named = Adapter::<T>::type_named(T::NAME);
         // SAFETY: `named` is a valid path selector type. It is copied; the name is static.
         to_result(unsafe { bindings::dm_register_path_selector(&mut named) })?;
 
         // From here on nothing may fail: tables may already use the selector.
         let has_alias = T::ALIAS.is_some_and(|alias| {
-            let mut named = Adapter::<T>::type_named(alias, module);
+            let mut named = Adapter::<T>::type_named(alias);
             // SAFETY: As above.
             unsafe { bindings::dm_register_path_selector(&mut named) == 0 }
         });
 
         // INVARIANT: Both were just registered.
         Ok(Self {
-            module,
             has_alias,
             _selector: PhantomData,
         })
@@ -622,7 +616,7 @@ impl<T: PathSelector> Registration<T> {
 impl<T: PathSelector> Drop for Registration<T> {
     fn drop(&mut self) {
         for name in [self.alias(), Some(T::NAME)].into_iter().flatten() {
-            let mut named = Adapter::<T>::type_named(name, self.module);
+            let mut named = Adapter::<T>::type_named(name);
             // SAFETY: By the type invariants this name is registered, and by ours; only the name
             // is looked at. By the requirements of `register` no priority group uses it.
             unsafe { bindings::dm_unregister_path_selector(&mut named) };
@@ -644,17 +638,15 @@ macro_rules! module_path_selector {
         }
 
         impl ::kernel::Module for PathSelectorModule {
-            fn init(
-                module: &'static ::kernel::ThisModule,
-            ) -> ::kernel::error::Result<Self> {
+            fn init(_module: &'static ::kernel::ThisModule) -> ::kernel::error::Result<Self> {
                 use $crate::device_mapper::path_selector::{PathSelector, Registration};
 
                 let name = <$selector as PathSelector>::NAME;
 
-                // SAFETY: `module!` passes the module itself. The registration goes into the
-                // module's own data, which is dropped when the module is unloaded: nothing can
-                // fail any more, and nobody else calls this function.
-                let registration = unsafe { Registration::<$selector>::register(module) }
+                // SAFETY: The registration goes into the module's own data, which is dropped when
+                // the module is unloaded: nothing can fail any more, and nobody but `module!`'s
+                // code calls this function.
+                let registration = unsafe { Registration::<$selector>::register() }
                     .inspect_err(|error| {
                         ::kernel::pr_err!("cannot register {}: {:?}\n", name, error)
                     })?;
@@ -682,9 +674,12 @@ macro_rules! module_path_selector {
 #[kunit_tests(ferrule_path_selector)]
 mod tests {
     use super::*;
-    use kernel::sync::atomic::{
-        Atomic,
-        Relaxed, //
+    use kernel::{
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        ThisModule, //
     };
 
     static DROPPED: Atomic<i32> = Atomic::new(0);
@@ -700,8 +695,18 @@ mod tests {
         }
     }
 
+    /// The tests are in no module's main crate.
+    struct NoModule;
+
+    impl ModuleMetadata for NoModule {
+        const NAME: &'static CStr = c"ferrule";
+        // SAFETY: As for code that is built in.
+        const THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+    }
+
     #[vtable]
     impl PathSelector for FirstPath {
+        type OwnerModule = NoModule;
         type Path = State;
 
         const NAME: &'static CStr = c"first-path";
@@ -938,10 +943,7 @@ mod tests {
 
     #[test]
     fn callbacks_that_are_not_overridden_are_null() {
-        // SAFETY: Not a module's code, but only looked at here.
-        static NO_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
-
-        let named = Callbacks::type_named(c"name", &NO_MODULE);
+        let named = Callbacks::type_named(c"name");
         assert!(named.start_io.is_none() && named.end_io.is_none());
         assert_eq!(named.table_args, 1);
         assert_eq!(named.info_args, 0);
