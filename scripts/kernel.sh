@@ -19,7 +19,7 @@ config=$FERRULE_ROOT/scripts/config
 case $variant in
 release) fragments='x86 base release' arch=x86 target=bzImage objects=1790 minutes=25 disk=1500 ;;
 checking) fragments='x86 base checking' arch=x86 target=bzImage objects=2500 minutes=30 disk=3000 ;;
-uml) fragments='base uml' arch=um target=linux objects=1500 minutes=14 disk=2500 ;;
+uml) fragments='base uml' arch=um target=linux objects=910 minutes=12 disk=2500 ;;
 *) die "no such kernel: $variant (release, checking or uml)" ;;
 esac
 

@@ -9,7 +9,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-OBJECT = re.compile(r"^\s+(?:CC|AS|RUSTC|LD|AR|HELPER)\b.*\s(\S+\.(?:o|a|bc))$")
+OBJECT = re.compile(r"^\s+(?:CC|AS|RUSTC)\b.*\s(\S+\.o)$")
 LINE_SECONDS = 30
 
 

@@ -199,6 +199,8 @@ vm_tools() {
 			die "apt-get failed, see above"
 		command -v qemu-system-x86_64 >/dev/null || install_qemu ||
 			die "no QEMU: $(tail -n 1 "$FERRULE_CACHE/apt.log")"
+		# Guests mount their modules there.
+		mkdir -p /lib/modules
 	fi
 }
 

@@ -183,7 +183,12 @@ def uml_command(options: Options, kdir: pathlib.Path) -> list[str]:
         "seccomp=on",
         "rootfstype=hostfs",
         "ro",
-        "console=stderr0",
+        "stderr=1",
+        "console=ttyS0",
+        "ssl=null",
+        "ssl0=null,fd:2",
+        "kunit.enable=1",
+        "kunit.autorun=1",
         "con=null",
         "con0=fd:0,fd:1",
         "panic=-1",
@@ -351,7 +356,8 @@ class Guest:
             self.qmp = None
         if self.process.poll() is None:
             try:
-                self.process.stdin.close()
+                self.process.stdin.write(b"exit\n")
+                self.process.stdin.flush()
                 self.process.wait(30)
             except (BrokenPipeError, subprocess.TimeoutExpired):
                 self.kill()

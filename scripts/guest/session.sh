@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# The guest's end of vm.py: each line of input is a script in base64; its status follows its output.
+# The guest's end of vm.py: each line of input is a script in base64, whose status follows its
+# output, or "exit". (A console that loses its other end upsets user-mode Linux.)
 
 mark=$'\x1eferrule-status '
 
@@ -9,7 +10,7 @@ mark=$'\x1eferrule-status '
 echo 7 >/proc/sys/kernel/printk
 
 printf '%s0\n' "$mark"
-while read -r line; do
+while read -r line && [ "$line" != exit ]; do
 	bash -c "$(base64 -d <<<"$line")" 2>&1 </dev/null
 	printf '%s%d\n' "$mark" "$?"
 done
