@@ -66,3 +66,18 @@ __ferrule bool ferrule_sg_mappable(const void *buf, unsigned int len)
 {
 	return len && virt_addr_valid(buf) && virt_addr_valid(buf + len - 1);
 }
+
+__ferrule void ferrule_device_set_wakeup_capable(struct device *dev)
+{
+	device_set_wakeup_capable(dev, true);
+}
+
+__ferrule void ferrule_pm_stay_awake(struct device *dev)
+{
+	pm_stay_awake(dev);
+}
+
+__ferrule void ferrule_pm_relax(struct device *dev)
+{
+	pm_relax(dev);
+}

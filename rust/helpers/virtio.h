@@ -18,4 +18,9 @@ int ferrule_virtio_cwrite(struct virtio_device *vdev, unsigned int offset, const
 			  unsigned int len);
 bool ferrule_sg_mappable(const void *buf, unsigned int len);
 
+/* Functions or, without CONFIG_PM_SLEEP, inline functions. */
+void ferrule_device_set_wakeup_capable(struct device *dev);
+void ferrule_pm_stay_awake(struct device *dev);
+void ferrule_pm_relax(struct device *dev);
+
 #endif

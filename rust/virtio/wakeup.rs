@@ -41,7 +41,7 @@ impl WakeupSource {
     pub fn new(dev: &Device<device::Core<'_>>) -> impl PinInit<Self, Error> {
         let dev: ARef<device::Device> = dev.as_ref().into();
         // SAFETY: The device is valid.
-        unsafe { bindings::device_set_wakeup_capable(raw(&dev), true) };
+        unsafe { bindings::ferrule_device_set_wakeup_capable(raw(&dev)) };
         try_pin_init!(Self {
             dev,
             state <- new_spinlock_irq!(State { reasons: 0, is_awake: false }, "virtio_wakeup"),
@@ -55,7 +55,7 @@ impl WakeupSource {
         if !state.is_awake {
             state.is_awake = true;
             // SAFETY: The device is valid.
-            unsafe { bindings::pm_stay_awake(raw(&self.dev)) };
+            unsafe { bindings::ferrule_pm_stay_awake(raw(&self.dev)) };
         }
     }
 
@@ -83,7 +83,7 @@ impl WakeupSource {
         if state.is_awake {
             state.is_awake = false;
             // SAFETY: The device is valid.
-            unsafe { bindings::pm_relax(raw(&self.dev)) };
+            unsafe { bindings::ferrule_pm_relax(raw(&self.dev)) };
         }
     }
 }
