@@ -4,7 +4,7 @@
 # Loading and unloading: which names are registered, and for how long.
 #
 # Runs: vm uml
-# Timeout: 180
+# Timeout: 300
 
 . "$(dirname "$0")/common.sh"
 
