@@ -6,7 +6,6 @@ use crate::{
     host::{
         Host,
         Migrator,
-        Untold,
         Way,
         WAKE_RESIZE, //
     },
@@ -300,17 +299,10 @@ impl Resize {
         *is_starved = false;
 
         self.host.with_channel(|channel| {
-            // In the pages' order in the message, before they are in the balloon, where migration
-            // may replace them as soon as the channel is free.
-            let mut pfns = [0; BATCH];
-            let count = incoming.len();
-            for (pfn, page) in pfns.iter_mut().zip(incoming.pfns()) {
-                *pfn = page;
-            }
+            let message = self.host.write(channel, incoming.pfns())?;
+            // Before the host is told: it may take them at any time from then on.
             self.balloon.enqueue(incoming);
-            self.host
-                .tell(channel, Way::Inflate, pfns.into_iter().take(count))
-                .map_err(|untold| self.fail(untold))
+            Ok(self.host.send(channel, Way::Inflate, message)?)
         })
     }
 
@@ -332,9 +324,8 @@ impl Resize {
                 fsleep(Delta::from_millis(1));
             }
             // Whether or not MUST_TELL_HOST was negotiated: the host may have to populate them.
-            self.host
-                .tell(channel, Way::Deflate, outgoing.pfns())
-                .map_err(|untold| self.fail(untold))?;
+            let message = self.host.write(channel, outgoing.pfns())?;
+            self.host.send(channel, Way::Deflate, message)?;
             let count = outgoing.len();
             outgoing.clear();
             Ok(count)
@@ -351,12 +342,6 @@ impl Resize {
                 fsleep(Delta::from_millis(1));
             }
             moving.outgoing.clear();
-        }
-    }
-
-    fn fail(&self, untold: Untold) -> Error {
-        match untold {
-            Untold::Unsent(error) | Untold::Unanswered(error) => error,
         }
     }
 }
@@ -381,6 +366,3 @@ impl Run for Resize {
 
 /// How long to wait when there is no memory to be had.
 const RETRY: Delta = Delta::from_millis(200);
-
-/// Pages of a batch.
-const BATCH: usize = Units::new(PAGE_SHIFT as u32).batch_pages();

@@ -75,6 +75,14 @@ pub(crate) enum Untold {
     Unanswered(Error),
 }
 
+impl From<Untold> for Error {
+    fn from(untold: Untold) -> Error {
+        match untold {
+            Untold::Unsent(error) | Untold::Unanswered(error) => error,
+        }
+    }
+}
+
 /// What connects the guest with the host.
 #[pin_data]
 pub(crate) struct Host {
@@ -155,29 +163,48 @@ impl Host {
         self.config.write(ACTUAL, self.units.in_units(pages as u64))
     }
 
-    /// Tells the host about pages, at most [`Units::batch_pages`], and waits until it knows.
-    pub(crate) fn tell(
+    /// Writes a message about pages, at most [`Units::batch_pages`]; to be passed to
+    /// [`send`](Self::send).
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] when the last message was not answered, [`EOVERFLOW`] for a page that the protocol
+    /// has no number for.
+    pub(crate) fn write(
         &self,
         channel: &mut Channel,
-        way: Way,
-        pfns: impl Iterator<Item = u64>,
-    ) -> Result<(), Untold> {
-        let (inflate, deflate) = channel.queues.as_ref().ok_or(Untold::Unsent(ENODEV))?;
-        let queue = match way {
-            Way::Inflate => inflate,
-            Way::Deflate => deflate,
-        };
-        let mut message = channel.message.take().ok_or(Untold::Unsent(EIO))?;
+        mut pfns: impl Iterator<Item = u64>,
+    ) -> Result<KBox<Pfns>> {
+        let mut message = channel.message.take().ok_or(EIO)?;
         message.clear();
-        let is_encoded = { pfns }.all(|pfn| {
+        let is_complete = pfns.all(|pfn| {
             self.units
                 .of_page(pfn)
                 .is_some_and(|mut units| units.all(|unit| message.push(self.order.u32(unit))))
         });
-        if !is_encoded {
+        if is_complete {
+            Ok(message)
+        } else {
             channel.message = Some(message);
-            return Err(Untold::Unsent(EOVERFLOW));
+            Err(EOVERFLOW)
         }
+    }
+
+    /// Sends a message and waits until the host knows.
+    pub(crate) fn send(
+        &self,
+        channel: &mut Channel,
+        way: Way,
+        message: KBox<Pfns>,
+    ) -> Result<(), Untold> {
+        let Some((inflate, deflate)) = &channel.queues else {
+            channel.message = Some(message);
+            return Err(Untold::Unsent(ENODEV));
+        };
+        let queue = match way {
+            Way::Inflate => inflate,
+            Way::Deflate => deflate,
+        };
         if let Err(refused) = queue.add(message) {
             channel.message = Some(refused.buffer);
             return Err(Untold::Unsent(refused.error));
@@ -199,6 +226,14 @@ impl Host {
             }
         }
     }
+
+    /// Tells the host about one page.
+    fn tell(&self, channel: &mut Channel, way: Way, page: &PageRef<'_>) -> Result<(), Untold> {
+        let message = self
+            .write(channel, core::iter::once(page.pfn()))
+            .map_err(Untold::Unsent)?;
+        self.send(channel, way, message)
+    }
 }
 
 /// Migrates pages by telling the host of the new one and then of the old one.
@@ -209,10 +244,7 @@ impl Migrate for Migrator {
         let Some(mut channel) = self.0.channel.try_lock() else {
             return Err(EAGAIN);
         };
-        match self
-            .0
-            .tell(&mut channel, Way::Inflate, core::iter::once(new.pfn()))
-        {
+        match self.0.tell(&mut channel, Way::Inflate, &new) {
             Ok(()) => {}
             Err(Untold::Unsent(error)) => return Err(error),
             // The host may take the new page at any time, so it has to be in the balloon.
@@ -220,9 +252,7 @@ impl Migrate for Migrator {
         }
         // It is too late to fail: if the host does not hear of this, it keeps a page that the guest
         // uses, and gives it back as soon as that is touched.
-        let _ = self
-            .0
-            .tell(&mut channel, Way::Deflate, core::iter::once(old.pfn()));
+        let _ = self.0.tell(&mut channel, Way::Deflate, &old);
         Ok(())
     }
 }

@@ -64,8 +64,8 @@ class Balloon:
         return {line.split(":")[0]: int(line.split()[1]) for line in lines}
 
     def vmstat(self) -> dict[str, int]:
-        """/proc/vmstat."""
-        lines = self.sh('echo "$(</proc/vmstat)"').splitlines()
+        """/proc/vmstat, with what the processors have counted by themselves so far."""
+        lines = self.sh('echo >/proc/sys/vm/stat_refresh; echo "$(</proc/vmstat)"').splitlines()
         return {line.split()[0]: int(line.split()[1]) for line in lines}
 
     def pages(self) -> int:
@@ -334,15 +334,16 @@ def test_a_resize_can_wake_the_system(balloon):
 
 def test_a_host_that_does_not_answer_cannot_keep_the_driver(balloon):
     """Unloading gives up on it, resets the device and has all pages back."""
-    balloon.resize(MEMORY - 128)
     pci = balloon.sh(f"dirname $(readlink -f /sys/bus/virtio/devices/{balloon.device()})")
     command = f"dd of={pci}/config bs=1 seek=4 count=2 conv=notrunc status=none"
     before = balloon.sh(f"od -An -tx1 -j4 -N2 {pci}/config").split()
-    # A device that may not access memory (bus mastering off) takes nothing out of its queues.
+    # A device that may not access memory (bus mastering off) takes nothing out of its queues and
+    # sends no interrupts. This stops it on the way.
+    balloon.ask(256)
     balloon.sh(f"printf '\\x{int(before[0], 16) & ~4:02x}\\x{before[1]}' | {command}")
-    balloon.ask(MEMORY // 2)
-    # One batch is under way, and stays so.
-    balloon.wait_for(lambda: balloon.pages() == 128 * 256 + 256, 10, "a batch")
+    stuck = balloon.pages()
+    assert stuck > 0
+    assert balloon.pages() == stuck
     started = time.monotonic()
     balloon.sh("rmmod virtio_balloon_rs")
     assert time.monotonic() - started < 30

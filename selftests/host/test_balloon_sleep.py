@@ -123,6 +123,7 @@ class Guest:
         while self.qmp.execute("query-balloon")["actual"] != mib * MIB:
             assert time.monotonic() < deadline, f"{mib} MiB: not within 60 s\n{self.output}"
             time.sleep(0.05)
+        self.check("echo >/proc/sys/vm/stat_refresh")
         self.check(f"grep -x 'nr_balloon_pages {(MEMORY - mib) * 256}' /proc/vmstat")
 
     def is_asleep(self) -> bool:
