@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """The balloon driver when the system goes to sleep, wakes up and powers off.
 
-The guests of the other tests have their root file system on virtio-9p, which does not survive sleep,
-so this one has nothing but an initramfs.
+The guests of the other tests have their root file system on virtio-9p, which does not survive
+sleep, so this one has nothing but an initramfs.
 """
 
 import os
