@@ -164,14 +164,15 @@ message() {
 	dmsetup message "$MAP" 0 "$@"
 }
 
-# start_verify LOOPS: fio writes blocks of all sizes and reads them back, in the background. Sets
-# FIO; finish_verify takes its verdict.
+# start_verify: fio writes blocks of all sizes and reads them back, over and over, in the background,
+# until finish_verify.
 start_verify() {
 	FIO_LOG=$(mktemp)
 	at_exit "rm -f $FIO_LOG"
+	READ_BEFORE=$(sectors_read)
 	fio --name=verify --filename="/dev/mapper/$MAP" --rw=randwrite --bsrange=4k-64k \
 		--size=8m --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c \
-		--verify_fatal=1 --loops="$1" >"$FIO_LOG" 2>&1 &
+		--verify_fatal=1 --loops=1000000 >"$FIO_LOG" 2>&1 &
 	FIO=$!
 	at_exit "kill $FIO 2>/dev/null || :"
 }
@@ -180,9 +181,32 @@ verify_runs() {
 	kill -0 "$FIO" 2>/dev/null
 }
 
+# sectors_read: over all of PATHS.
+sectors_read() {
+	local path stat sum=0
+	for path in "${PATHS[@]}"; do
+		read -ra stat <"/sys/block/${NODE[$path]:-${path#/dev/}}/stat" || return
+		sum=$((sum + stat[2]))
+	done
+	echo "$sum"
+}
+
+# What fio reads is what it verifies: all of it twice.
+has_verified() {
+	[ "$(($(sectors_read) - READ_BEFORE))" -ge $((2 * 16384)) ]
+}
+
+# finish_verify: lets fio verify what it has written, stops it, and succeeds if it saw no error.
 finish_verify() {
-	wait "$FIO" && grep -q 'err= *0' "$FIO_LOG" && return 0
-	diag "fio ended with $?"
+	local status
+	wait_for 60 has_verified || diag "fio has verified nothing"
+	verify_runs || diag "fio has ended by itself"
+	kill -INT "$FIO" 2>/dev/null
+	wait "$FIO"
+	status=$?
+	# 128: ended by a signal.
+	[ "$status" -eq 128 ] && grep -q 'err= *0' "$FIO_LOG" && has_verified && return 0
+	diag "fio's status is $status"
 	diag "$(cat "$FIO_LOG")"
 	return 1
 }
