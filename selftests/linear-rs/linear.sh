@@ -1,0 +1,40 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Runs: vm uml checking
+# Timeout: 90
+#
+# The smallest target on the abstractions that dm-qos stands on: selftests/modules/main.rs.
+
+. "$(dirname "$0")/../dm-qos/common.sh"
+MODULE=dm-linear-rs
+
+verified_writes_read_back() {
+	make_disk d memory_backed=1
+	dmsetup create l --table "0 65536 linear-rs /dev/d 4096"
+	at_exit "dmsetup remove --retry l"
+	check "fio" fio --name=verify --filename=/dev/mapper/l --rw=randwrite --bsrange=4k-64k \
+		--size=4M --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c \
+		--verify_state_save=0 --output=/tmp/verify
+	check "no error" grep -q "err= 0" /tmp/verify
+	check "what is written is where it should be" \
+		cmp -n 4194304 -i 0:2097152 /dev/mapper/l /dev/d
+	check "its table" [ "$(dmsetup table l | awk '{ print $3, $5 }')" = "linear-rs 4096" ]
+}
+
+several_lines_share_a_disk() {
+	make_disk d memory_backed=1
+	printf '%s\n' "0 64 linear-rs /dev/d 64" "64 64 linear-rs /dev/d 0" | dmsetup create l
+	at_exit "dmsetup remove --retry l"
+	dd if=/dev/urandom of=/tmp/pattern bs=32k count=2 status=none
+	check "write" dd if=/tmp/pattern of=/dev/mapper/l bs=64k oflag=direct conv=fsync status=none
+	check "the first half" cmp -n 32768 -i 0:32768 /tmp/pattern /dev/d
+	check "the second half" cmp -n 32768 -i 32768:0 /tmp/pattern /dev/d
+}
+
+loads_and_unloads_50_times() {
+	check "50 times" comes_and_goes 50
+}
+
+set_up || exit
+run_cases verified_writes_read_back several_lines_share_a_disk loads_and_unloads_50_times
