@@ -81,13 +81,13 @@ pub struct Op(u32);
 
 #[expect(missing_docs)]
 impl Op {
-    pub const READ: Op = Op(bindings::req_op_REQ_OP_READ as u32);
-    pub const WRITE: Op = Op(bindings::req_op_REQ_OP_WRITE as u32);
-    pub const FLUSH: Op = Op(bindings::req_op_REQ_OP_FLUSH as u32);
-    pub const DISCARD: Op = Op(bindings::req_op_REQ_OP_DISCARD as u32);
-    pub const SECURE_ERASE: Op = Op(bindings::req_op_REQ_OP_SECURE_ERASE as u32);
-    pub const WRITE_ZEROES: Op = Op(bindings::req_op_REQ_OP_WRITE_ZEROES as u32);
-    pub const ZONE_APPEND: Op = Op(bindings::req_op_REQ_OP_ZONE_APPEND as u32);
+    pub const READ: Op = Op(bindings::req_op_REQ_OP_READ);
+    pub const WRITE: Op = Op(bindings::req_op_REQ_OP_WRITE);
+    pub const FLUSH: Op = Op(bindings::req_op_REQ_OP_FLUSH);
+    pub const DISCARD: Op = Op(bindings::req_op_REQ_OP_DISCARD);
+    pub const SECURE_ERASE: Op = Op(bindings::req_op_REQ_OP_SECURE_ERASE);
+    pub const WRITE_ZEROES: Op = Op(bindings::req_op_REQ_OP_WRITE_ZEROES);
+    pub const ZONE_APPEND: Op = Op(bindings::req_op_REQ_OP_ZONE_APPEND);
 }
 
 /// Flags of a bio (`REQ_*`).
@@ -598,5 +598,123 @@ impl<D> Default for BioList<D> {
 impl<D> Drop for BioList<D> {
     fn drop(&mut self) {
         while self.pop_front().is_some() {}
+    }
+}
+
+#[kernel::macros::kunit_tests(ferrule_bio)]
+mod tests {
+    use super::*;
+    use kernel::{
+        alloc::KBox,
+        ffi::c_void,
+        prelude::*,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        }, //
+    };
+
+    /// What ended so far: a digit for each bio, its number, and its status.
+    struct Ended {
+        numbers: Atomic<u64>,
+        status: Atomic<u32>,
+    }
+
+    impl Ended {
+        const fn new() -> Self {
+            Self {
+                numbers: Atomic::new(0),
+                status: Atomic::new(0),
+            }
+        }
+
+        /// A bio that ends here, as if it had been mapped.
+        fn bio(&self, number: u64) -> Result<MappedBio> {
+            let mut bio = KBox::new(bindings::bio::default(), GFP_KERNEL)?;
+            // SAFETY: The bio is ours, and without a table of pages.
+            unsafe { bindings::bio_init(&mut *bio, ptr::null_mut(), ptr::null_mut(), 0, 0) };
+            bio.bi_iter.bi_sector = number;
+            bio.bi_end_io = Some(Self::end_io);
+            bio.bi_private = ptr::from_ref(self).cast_mut().cast::<c_void>();
+            // SAFETY: It is no clone of device mapper's; nothing is asked of it here that only such
+            // a one has.
+            let bio = unsafe { Bio::from_raw(KBox::into_raw(bio)) };
+            Ok(MappedBio { bio })
+        }
+
+        /// # Safety
+        ///
+        /// Called when a bio that [`Self::bio`] made ends.
+        unsafe extern "C" fn end_io(bio: *mut bindings::bio) {
+            // SAFETY: `bio` made it, and nobody uses it any more.
+            let bio = unsafe { KBox::from_raw(bio) };
+            // SAFETY: Set by `bio`, which borrowed it for as long as the test runs.
+            let ended = unsafe { &*bio.bi_private.cast::<Ended>() };
+            let numbers = ended.numbers.load(Relaxed);
+            ended
+                .numbers
+                .store(10 * numbers + bio.bi_iter.bi_sector, Relaxed);
+            ended.status.store(u32::from(bio.bi_status), Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_list_is_first_in_first_out() -> Result {
+        let ended = Ended::new();
+        let mut list = BioList::new();
+        assert!(list.is_empty());
+        for number in 1..=3 {
+            list.push_back(ended.bio(number)?);
+        }
+        assert_eq!(list.front().map(|bio| bio.sector()), Some(1));
+        for number in 1..=3 {
+            let bio = list.pop_front().ok_or(EINVAL)?;
+            assert_eq!(bio.sector(), number);
+            // What was taken out may be put in again.
+            if number == 1 {
+                list.push_back(bio);
+            } else {
+                bio.end(Status::OK);
+            }
+        }
+        assert_eq!(list.pop_front().map(|bio| bio.sector()), Some(1));
+        assert!(list.is_empty());
+        assert_eq!(ended.numbers.load(Relaxed), 231);
+        Ok(())
+    }
+
+    #[test]
+    fn a_bio_that_is_dropped_ends_with_an_error() -> Result {
+        let ended = Ended::new();
+        drop(ended.bio(7)?);
+        assert_eq!(ended.numbers.load(Relaxed), 7);
+        assert_eq!(
+            ended.status.load(Relaxed),
+            u32::from(Status::IOERR.as_raw())
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_that_is_dropped_ends_all() -> Result {
+        let ended = Ended::new();
+        let mut list = BioList::new();
+        for number in 1..=3 {
+            list.push_back(ended.bio(number)?);
+        }
+        drop(list);
+        assert_eq!(ended.numbers.load(Relaxed), 123);
+        Ok(())
+    }
+
+    #[test]
+    fn a_bio_ends_as_it_is_told() -> Result {
+        let ended = Ended::new();
+        ended.bio(1)?.end(Status::AGAIN);
+        assert_eq!(
+            ended.status.load(Relaxed),
+            u32::from(Status::AGAIN.as_raw())
+        );
+        Ok(())
     }
 }

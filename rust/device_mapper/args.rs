@@ -203,3 +203,70 @@ impl fmt::Display for Plain<'_> {
         write!(f, "{}", self.0.to_bytes().escape_ascii())
     }
 }
+
+#[kernel::macros::kunit_tests(ferrule_dm_args)]
+mod tests {
+    use super::*;
+
+    fn with_args<const N: usize>(words: [&CStr; N], test: impl FnOnce(&mut Args<'_>) -> Result) {
+        let mut argv = words.map(|word| word.as_char_ptr().cast_mut());
+        let context = Context {
+            what: "table: ",
+            device: c"0:0",
+            name: c"kunit",
+            part: "",
+        };
+        // SAFETY: The words live longer than `args`, and nobody changes them.
+        let mut args = unsafe { Args::from_raw(N as c_uint, argv.as_mut_ptr(), context) };
+        assert!(test(&mut args).is_ok());
+    }
+
+    #[test]
+    fn words_come_in_order_and_end() {
+        with_args([c"one", c"2"], |args| {
+            assert_eq!(args.remaining(), 2);
+            assert_eq!(args.word("first")?.to_bytes(), b"one");
+            assert_eq!(args.number("second", 0..=2)?, 2);
+            assert!(args.next().is_none());
+            assert!(args.word("third").is_err());
+            args.finish()
+        });
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        with_args([c"3", c"x", c"", c"18446744073709551616"], |args| {
+            for _ in 0..4 {
+                assert!(args.number("number", 0..=2).is_err());
+            }
+            Ok(())
+        });
+        assert_eq!(parse_number(b"18446744073709551615"), Some(u64::MAX));
+    }
+
+    #[test]
+    fn a_group_is_all_that_is_left() {
+        with_args([c"2", c"a", c"b"], |args| {
+            let group = args.group()?;
+            assert_eq!(group.remaining(), 2);
+            assert_eq!(args.remaining(), 0);
+            Ok(())
+        });
+        with_args([c"1", c"a", c"b"], |args| {
+            assert!(args.group().is_err());
+            Ok(())
+        });
+        with_args([], |args| {
+            assert_eq!(args.group()?.remaining(), 0);
+            Ok(())
+        });
+    }
+
+    #[test]
+    fn words_left_over_are_refused() {
+        with_args([c"a"], |args| {
+            assert!(args.finish().is_err());
+            Ok(())
+        });
+    }
+}

@@ -98,3 +98,35 @@ impl fmt::Write for StatusWriter<'_> {
         Ok(())
     }
 }
+
+#[kernel::macros::kunit_tests(ferrule_dm_status)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_cut_off() {
+        let mut buffer = [0xff; 8];
+        let mut out = StatusWriter::new(&mut buffer[..6]);
+        assert!(out.is_empty());
+        write!(out, "{}", 12);
+        write!(out, "{}", 345_678);
+        assert_eq!(out.as_bytes(), b"12345");
+        // Terminated, and nothing behind.
+        assert_eq!(buffer, *b"12345\0\xff\xff");
+    }
+
+    #[test]
+    fn an_empty_buffer_takes_nothing() {
+        let mut out = StatusWriter::new(&mut []);
+        write!(out, "a");
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_nul_does_not_end_it() {
+        let mut buffer = [0; 8];
+        let mut out = StatusWriter::new(&mut buffer);
+        write!(out, "a\0b");
+        assert_eq!(out.as_bytes(), b"a?b");
+    }
+}

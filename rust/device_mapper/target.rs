@@ -351,7 +351,7 @@ impl Constructor<'_> {
     }
 
     /// How many sectors are the target's.
-    pub fn len(&mut self) -> u64 {
+    pub fn sectors(&mut self) -> u64 {
         self.raw().len
     }
 
@@ -381,8 +381,9 @@ impl Constructor<'_> {
         })
         .inspect_err(|error| {
             args.refuse(format_args!(
-                "device: {} cannot be opened ({error:?})",
-                Quoted(path.to_bytes())
+                "device: {} cannot be opened (error {})",
+                Quoted(path.to_bytes()),
+                error.to_errno()
             ));
         })?;
         // INVARIANT: `dm_get_device()` succeeded.
@@ -396,7 +397,7 @@ impl Constructor<'_> {
             .push_within_capacity(device)
             .map_err(|_| ENOMEM)?;
 
-        let len = self.len();
+        let len = self.sectors();
         if start > size || len > size - start {
             return Err(args.refuse(format_args!(
                 "offset: {} has {size} sectors, too few for {len} from \"{start}\" on",
@@ -470,8 +471,7 @@ impl<'a> TargetRef<'a> {
 
     /// How many sectors are the target's.
     #[inline]
-    #[expect(clippy::len_without_is_empty)]
-    pub fn len(&self) -> u64 {
+    pub fn sectors(&self) -> u64 {
         self.raw().len
     }
 
@@ -1019,7 +1019,7 @@ impl<T: Target> Adapter<T> {
             bindings::ferrule_bdev_nr_sectors((*dev).bdev)
         };
         // 1 says that the ioctl concerns more than the target has, and needs privileges.
-        c_int::from(start != 0 || ti.len() != size)
+        c_int::from(start != 0 || ti.sectors() != size)
     }
 
     /// # Safety
@@ -1042,7 +1042,7 @@ impl<T: Target> Adapter<T> {
                     ti,
                     device.dev.as_ptr(),
                     device.start,
-                    target_ref.len(),
+                    target_ref.sectors(),
                     data,
                 )
             };
