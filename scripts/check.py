@@ -212,8 +212,7 @@ def finish_guest(report, guest, kernel, boots) -> None:
     """What must hold at the end of each guest: a clean log, no leak, no unexpected taint."""
     name = f"{kernel}: guest {boots}"
     _, leaks = guest.run(
-        f"{KMEMLEAK} || exit 0;"
-        "echo scan >$leaks; sleep 6; echo scan >$leaks; cat $leaks",
+        f"{KMEMLEAK} || exit 0;echo scan >$leaks; sleep 6; echo scan >$leaks; cat $leaks",
         timeout=120 * SLOWNESS[kernel],
     )
     _, taint = guest.run("cat /proc/sys/kernel/tainted")

@@ -28,12 +28,14 @@ optional='CONFIG_RUST_INLINE_HELPERS=y'
 
 source_version() {
 	awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/ { v[$1] = $3 }
-		END { print v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"] }' \
+		END { print v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"]
+		}' \
 		"$1/Makefile"
 }
 
 cached_source() {
-	printf '%s\n' "$FERRULE_CACHE/src/linux-${KERNEL_PACKAGE##*-}"*/Makefile | sort -V | tail -n 1
+	printf '%s\n' "$FERRULE_CACHE/src/linux-${KERNEL_PACKAGE##*-}"*/Makefile |
+		sort -V | tail -n 1
 }
 
 fetch_source() {

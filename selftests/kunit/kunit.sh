@@ -33,7 +33,7 @@ for module in "${MODULES[@]}"; do
 	! grep -q '^ *not ok' <<<"$results" || verdict='not ok'
 	[ "$verdict" = ok ] || status=1
 	# One document: the module's is a subtest.
-	sed 's/^/    /' <<<"$results"
+	printf '%s\n' "$results" | sed 's/^/    /'
 	echo "$verdict $number $module"
 done
 exit "$status"
