@@ -2,7 +2,7 @@
 
 //! Statistics for the host.
 //!
-//! The statistics queue works the other way round: the guest leaves a buffer with the host, the host
+//! The statistics queue works the other way round: the guest leaves a buffer with the host, which
 //! gives it back when it wants news, and gets it again with these.
 
 use crate::{

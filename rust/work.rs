@@ -50,7 +50,7 @@ pub trait Run: Send + Sync + Sized + 'static {
 ///
 /// # Invariants
 ///
-/// `work` is initialised, its function is [`OwnedWork::run_callback`], and it is the `work` field of
+/// `work` is initialised, its function is [`OwnedWork::run_callback`], and it is the field of
 /// a pinned `OwnedWork<T>`.
 #[pin_data(PinnedDrop)]
 pub struct OwnedWork<T: Run> {

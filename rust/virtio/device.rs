@@ -188,8 +188,8 @@ impl Offer<'_> {
     }
 }
 
-// SAFETY: `Device` is a transparent wrapper of `struct virtio_device`, which has its `struct device`
-// at this offset.
+// SAFETY: `Device` is a transparent wrapper of `struct virtio_device`, which has its
+// `struct device` at this offset.
 unsafe impl<Ctx: device::DeviceContext> device::AsBusDevice<Ctx> for Device<Ctx> {
     const OFFSET: usize = offset_of!(bindings::virtio_device, dev);
 }
