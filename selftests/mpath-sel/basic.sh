@@ -37,7 +37,8 @@ paths_fail_while_all_cpus_read() {
 		jobs+=($!)
 	done
 	for path in "${PATHS[@]}"; do
-		message fail_path "$path" && dmsetup status "$MAP" && message reinstate_path "$path" ||
+		message fail_path "$path" && dmsetup status "$MAP" &&
+			message reinstate_path "$path" ||
 			return
 	done
 	for job in "${jobs[@]}"; do
@@ -60,8 +61,10 @@ io_waits_for_a_path_and_is_requeued() {
 	message reinstate_path "${PATHS[1]}" || return
 	check "the read ends well" wait "$reader"
 	# The path with the error was found out by the read itself.
-	dmsetup status "$MAP" | grep -q " F 1 " || fail "the path below which is an error is in service"
+	dmsetup status "$MAP" | grep -q " F 1 " ||
+		fail "the path below which is an error is in service"
 }
 
 set_up 3 && load_selectors || exit
-run_cases every_callback_is_called paths_fail_while_all_cpus_read io_waits_for_a_path_and_is_requeued
+run_cases every_callback_is_called paths_fail_while_all_cpus_read \
+	io_waits_for_a_path_and_is_requeued

@@ -164,7 +164,7 @@ message() {
 	dmsetup message "$MAP" 0 "$@"
 }
 
-# start_verify: fio writes blocks of all sizes and reads them back, over and over, in the background,
+# start_verify: fio writes blocks of all sizes and reads them back, over and over, in background,
 # until finish_verify.
 start_verify() {
 	FIO_LOG=$(mktemp)

@@ -67,7 +67,8 @@ all_cpus_share_out_evenly() {
 	}
 	split_of on_each_cpu || return
 	# Each CPU has a cursor of its own: off by one each at most.
-	check_within "first path" "${SPLIT[0]}" $((100 * cpus - cpus - 1)) $((100 * cpus + cpus + 1))
+	check_within "first path" "${SPLIT[0]}" $((100 * cpus - cpus - 1)) \
+		$((100 * cpus + cpus + 1))
 	check_within "both paths" $((SPLIT[0] + SPLIT[1])) $((200 * cpus)) $((200 * cpus + 2))
 }
 

@@ -54,7 +54,8 @@ weights_are_in_the_table() {
 	first=$(dmsetup table "$MAP")
 	diag "$first"
 	[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10" ]] ||
-		[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10 " ]] || fail "other weights"
+		[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10 " ]] ||
+			fail "other weights"
 	# What is printed loads again, to the same.
 	create_map "$first" "$MAP-again" || return
 	second=$(dmsetup table "$MAP-again")
@@ -65,7 +66,7 @@ long_texts_come_whole() {
 	local disk group i weight weights=
 	use_paths 1
 	disk=${PATHS[0]}
-	# More than the 16 KiB with which dmsetup asks first: device mapper must see that it was full.
+	# More than the 16 KiB with which dmsetup asks first: dm must see that it was full.
 	group="round-robin-rs 0 1024 1"
 	for ((i = 0; i < 1024; i++)); do
 		weight=$((i * i % 7 ? 40000 : 60000))
