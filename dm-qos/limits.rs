@@ -18,9 +18,9 @@ use super::{
     Direction, //
 };
 
-/// How far behind its schedule a release may catch up, in ticks: 100 ms. What a longer stall kept
+/// How far behind its schedule a release may catch up, in ticks: a second. What a longer stall kept
 /// back is lost, rather than set loose on the device at once.
-const CATCH_UP: u64 = 100 * TICKS_PER_MS;
+const CATCH_UP: u64 = 1_000 * TICKS_PER_MS;
 
 /// What an I/O is charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
