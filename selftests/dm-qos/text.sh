@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Runs: vm uml checking
+# Runs: vm uml
 # Timeout: 60
 #
 # Table lines and messages: what is taken, what is printed, and how the rest is refused.
