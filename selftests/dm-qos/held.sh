@@ -189,12 +189,14 @@ metadata_passes_what_waits() {
 	check "data waits" held q read 12
 	dmsetup message q 0 reset
 	check "metadata does not" takes_at_most "$PROMPT" ls -lR /tmp/qos-mount >/dev/null
+	# What was read ahead has come, too.
+	sleep 1
 	passed=$(field q read_ios)
 	diag "$passed I/Os, most of them metadata"
 	check "that was some" [ "$passed" -ge 5 ]
 	check "data waits still" held q read 12
 	sleep 3
-	check "until its cost is paid back" field_is q read_ios -eq "$passed"
+	check "until its cost is paid back" field_is q read_ios -le $((passed + 1))
 	dmsetup message q 0 set iops 0
 	io_stops "$IO_PID"
 }
