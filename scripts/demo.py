@@ -71,10 +71,12 @@ class Demo:
         """insmod, as a user would."""
         self.step("Loading the three modules")
         self.shell(
-            "modprobe -a dm-multipath virtio_scsi 2>/dev/null || modprobe dm-multipath\n"
+            # udev has loaded the C driver for the balloon device.
+            "modprobe dm-multipath; rmmod virtio_balloon\n"
             "insmod $FERRULE_MODULES/dm-qos/dm-qos.ko\n"
             "insmod $FERRULE_MODULES/mpath-sel/dm-round-robin-rs.ko\n"
-            "insmod $FERRULE_MODULES/balloon/virtio_balloon_rs.ko"
+            "insmod $FERRULE_MODULES/balloon/virtio_balloon_rs.ko\n"
+            "ls -d /sys/bus/virtio/drivers/virtio_balloon_rs/virtio*"
         )
 
     def qos(self) -> None:
