@@ -22,7 +22,7 @@ tear_down() {
 	udev_on
 }
 
-# What udev reads from each new device would be counted, and held. So dmsetup makes the nodes itself.
+# What udev reads from each new device would be counted and held. So dmsetup makes the nodes.
 udev_off() {
 	export DM_DISABLE_UDEV=1
 	[ -S /run/udev/control ] || return 0
@@ -56,7 +56,7 @@ make_disk() {
 	echo 1 >"$CONFIGFS/$name/power" && wait_for 5 test -b "/dev/$name"
 }
 
-# make_qos NAME DISK [KEY VALUE...]: /dev/mapper/NAME over all of /dev/DISK, which goes with the case.
+# make_qos NAME DISK [KEY VALUE...]: /dev/mapper/NAME over all of /dev/DISK; goes with the case.
 make_qos() {
 	local name=$1 disk=$2
 	shift 2
@@ -109,7 +109,7 @@ field_is() {
 	test "$(field "$1" "$2")" "$3" "$4"
 }
 
-# io_starts NAME RW [DEPTH [FIO OPTION...]]: fio in the background, until it is stopped. Sets IO_PID.
+# io_starts NAME RW [DEPTH [FIO OPTION...]]: fio in the background until stopped. Sets IO_PID.
 io_starts() {
 	local name=$1 rw=$2 depth=${3:-16}
 	shift $(($# < 3 ? $# : 3))

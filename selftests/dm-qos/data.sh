@@ -12,7 +12,8 @@ verified_writes_read_back() {
 	make_disk d memory_backed=1
 	make_qos q d iops 300 write_bps 64M
 	check "fio" fio --name=verify --filename=/dev/mapper/q --rw=randwrite --bsrange=4k-64k \
-		--size=8M --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c --verify_state_save=0 --output=/tmp/verify
+		--size=8M --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c \
+		--verify_state_save=0 --output=/tmp/verify
 	check "I/O waited" field_is q write_held_total -gt 0
 	check "no error" grep -q "err= 0" /tmp/verify
 }
@@ -22,8 +23,8 @@ order_is_kept_within_a_direction() {
 	make_disk z zoned=1 zone_size=4 zone_nr_conv=0 memory_backed=1
 	make_qos q z write_iops 500 burst_ms 1
 	check "zones are reported through it" [ "$(blkzone report -c 4 /dev/mapper/q | wc -l)" = 4 ]
-	check "fio" fio --name=zones --filename=/dev/mapper/q --rw=write --bs=4k --size=4M --direct=1 \
-		--ioengine=libaio --iodepth=32 --zonemode=zbd --verify=crc32c \
+	check "fio" fio --name=zones --filename=/dev/mapper/q --rw=write --bs=4k --size=4M \
+		--direct=1 --ioengine=libaio --iodepth=32 --zonemode=zbd --verify=crc32c \
 		--verify_state_save=0 --output=/tmp/zones
 	check "no error" grep -q "err= 0" /tmp/zones
 	check "most I/O waited" field_is q write_held_total -gt 500
@@ -33,7 +34,8 @@ an_io_counts_as_often_as_the_device_gets_it() {
 	make_disk small max_sectors=8
 	make_qos q small
 	dd if=/dev/zero of=/dev/mapper/q bs=1M count=1 oflag=direct status=none
-	check "1 MiB in pieces of 4 KiB" [ "$(fields q write_ios write_bytes | xargs)" = "256 1048576" ]
+	check "1 MiB in pieces of 4 KiB" \
+		[ "$(fields q write_ios write_bytes | xargs)" = "256 1048576" ]
 	dmsetup message q 0 reset
 	dd if=/dev/mapper/q of=/dev/null bs=6k count=1 iflag=direct status=none
 	check "6 KiB" [ "$(fields q read_ios read_bytes | xargs)" = "2 6144" ]
@@ -84,7 +86,8 @@ ioctls_reach_a_whole_device() {
 polled_io_ends() {
 	make_disk d poll_queues=1 submit_queues=1
 	make_qos q d iops 200
-	check "fio" timeout 60 fio --name=poll --filename=/dev/mapper/q --rw=randread --bs=4k --direct=1 \
+	check "fio" timeout 60 fio --name=poll --filename=/dev/mapper/q --rw=randread --bs=4k \
+		--direct=1 \
 		--ioengine=io_uring --hipri --iodepth=4 --number_ios=100 --output=/tmp/poll
 	check "no error" grep -q "err= 0" /tmp/poll
 	check "some waited" field_is q read_held_total -gt 0

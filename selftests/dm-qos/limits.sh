@@ -8,15 +8,15 @@
 
 . "$(dirname "$0")/common.sh"
 
-# snapshot: what all devices' status says, and when, in microseconds: STATUS and TIME. The time is that
-# of the middle, so a slow dmsetup is called again.
+# snapshot: what all devices' status says, and when, in microseconds: STATUS and TIME. The time is
+# that of the middle, so a slow dmsetup is called again.
 snapshot() {
 	local before try
-	for ((try = 0; try < 30; try++)); do
+	for ((try = 0; try < 8; try++)); do
 		before=${EPOCHREALTIME/./}
 		STATUS=$(dmsetup status --target qos)
 		TIME=$(((before + ${EPOCHREALTIME/./}) / 2))
-		[ "$((TIME - before))" -gt 40000 ] || return
+		[ "$((TIME - before))" -gt 50000 ] || return
 	done
 }
 
@@ -32,13 +32,14 @@ from_status() {
 all_wait() {
 	local name
 	for name; do
-		[ "$(($(from_status "$name" read_held) + $(from_status "$name" write_held)))" -gt 0 ] ||
+		[ "$(from_status "$name" read_held)" -gt 0 ] ||
+			[ "$(from_status "$name" write_held)" -gt 0 ] ||
 			return
 	done
 }
 
-# measure RATE NAME:FIELD...: what the field of each device grows by in 5 s, against the rate. A guest
-# that is too slow for a moment to keep the devices busy gets another chance.
+# measure RATE NAME:FIELD...: what the field of each device grows by in 5 s, against the rate. A
+# guest that is too slow for a moment to keep the devices busy gets another chance.
 measure() {
 	local rate=$1 spec try names=() expected
 	local -A before=()
@@ -83,7 +84,7 @@ together() {
 	measure "$2" "total:read_$3" "read:read_$3" "write:write_$3"
 }
 
-# one_by_one UNIT RATE FIELD BLOCK_SIZE: as together, when that would be more than a slow guest can do.
+# one_by_one UNIT RATE FIELD BLOCK_SIZE: as together, when that would be too much for a slow guest.
 one_by_one() {
 	local kind name key rw
 	make_disk d

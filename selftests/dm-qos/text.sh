@@ -41,7 +41,8 @@ a_table_without_keys_is_linear() {
 	check "prints as it was" table_is q ""
 	dmsetup remove q
 	check "none of them" dmsetup create q --table "0 $SECTORS qos /dev/d 0 0"
-	check "a read passes" dd if=/dev/mapper/q of=/dev/null bs=4k count=1 iflag=direct status=none
+	check "a read passes" dd if=/dev/mapper/q of=/dev/null bs=4k count=1 iflag=direct \
+		status=none
 }
 
 # refused TABLE TEXT: the table is refused, and the log says why, which all_logged looks up.
@@ -152,7 +153,8 @@ status_of_many_lines_is_whole() {
 	done
 	dmsetup create many <<<"$table"
 	at_exit "dmsetup remove --retry many"
-	check "100 lines of status" [ "$(dmsetup status many | grep -c write_hold_max_us=0$)" = 100 ]
+	check "100 lines of status" \
+		[ "$(dmsetup status many | grep -c write_hold_max_us=0$)" = 100 ]
 	check "100 lines of table" [ "$(dmsetup table many | grep -c 'iops 100000000$')" = 100 ]
 }
 
