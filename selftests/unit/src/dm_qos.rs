@@ -74,7 +74,17 @@ mod tests {
 
     #[test]
     fn cost_is_exact_to_a_tick() {
-        for rate in [1u64, 3, 7, 100, 1_000, 30_000, 999_983, 100_000_000, 1 << 40] {
+        for rate in [
+            1u64,
+            3,
+            7,
+            100,
+            1_000,
+            30_000,
+            999_983,
+            100_000_000,
+            1 << 40,
+        ] {
             let limit = Limit::new();
             limit.set_rate(rate);
             for units in [1u32, 2, 512, 4096, 65_536, 1 << 20, u32::MAX] {
@@ -87,7 +97,10 @@ mod tests {
                 }
                 // Half a tick for the last rounding, and what the first one may have come to.
                 let error = cost.abs_diff(exact / u128::from(rate));
-                assert!(error <= 1 + u128::from(units >> 30), "{units} at {rate}: {error}");
+                assert!(
+                    error <= 1 + u128::from(units >> 30),
+                    "{units} at {rate}: {error}"
+                );
             }
         }
     }
@@ -107,7 +120,9 @@ mod tests {
         // 10 ms at 1,000 a second are 10.
         let limits = limits(|s| s.iops = 1000);
         let now = TICKS_PER_S;
-        let passed = (0..100).filter(|_| limits.try_charge(Read, io(4096), now)).count();
+        let passed = (0..100)
+            .filter(|_| limits.try_charge(Read, io(4096), now))
+            .count();
         assert_eq!(passed, 10);
         // The next comes a millisecond later, and no other with it.
         let later = now + TICKS_PER_MS;
@@ -120,7 +135,9 @@ mod tests {
     fn credit_does_not_grow_beyond_the_burst() {
         let limits = limits(|s| s.iops = 1000);
         for now in [TICKS_PER_S, 3600 * TICKS_PER_S] {
-            let passed = (0..100).filter(|_| limits.try_charge(Read, io(0), now)).count();
+            let passed = (0..100)
+                .filter(|_| limits.try_charge(Read, io(0), now))
+                .count();
             assert_eq!(passed, 10);
         }
     }

@@ -69,10 +69,18 @@ mod tests {
 
     #[test]
     fn suffixes_are_binary_and_for_bytes_only() {
-        for (word, bytes) in [("1K", 1 << 10), ("3m", 3 << 20), ("2G", 2 << 30), ("1T", 1 << 40)] {
+        for (word, bytes) in [
+            ("1K", 1 << 10),
+            ("3m", 3 << 20),
+            ("2G", 2 << 30),
+            ("1T", 1 << 40),
+        ] {
             assert_eq!(run(&format!("bytes {word}")).unwrap().bytes, bytes);
         }
-        assert_eq!(run("count 1K").unwrap_err(), "count: \"1K\" is not a number");
+        assert_eq!(
+            run("count 1K").unwrap_err(),
+            "count: \"1K\" is not a number"
+        );
     }
 
     #[test]
