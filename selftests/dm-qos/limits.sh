@@ -8,8 +8,8 @@
 
 . "$(dirname "$0")/common.sh"
 
-# sample NAME COUNTER: how many reads, writes, read_bytes or write_bytes are done, and when: COUNT, and
-# TIME in microseconds. Starts no process, which would take as long as it likes.
+# sample NAME COUNTER: how many reads, writes, read_bytes or write_bytes are done, and when: COUNT
+# and TIME, in microseconds. Starts no process, which would take as long as it likes.
 declare -A MINOR
 sample() {
 	local stat
@@ -32,7 +32,7 @@ all_wait() {
 	done
 }
 
-# measure RATE NAME:COUNTER...: what is done in 5 s, against the rate. A guest that is too slow for a
+# measure RATE NAME:COUNTER...: what is done in 5 s, against the rate. A guest too slow for a
 # moment to keep the devices busy gets another chance.
 measure() {
 	local rate=$1 spec try names=()
@@ -84,7 +84,7 @@ together() {
 	measure "$2" "total:read$3" "read:read$3" "write:write$3"
 }
 
-# one_by_one UNIT RATE COUNTER BLOCK_SIZE: as together, when that would be too much for a slow guest.
+# one_by_one UNIT RATE COUNTER BLOCK_SIZE: as together, when that is too much for a slow guest.
 one_by_one() {
 	local kind name key rw
 	make_disk d
@@ -155,8 +155,8 @@ limits_apply_together() {
 	measure 500 all:reads
 }
 
-# One thread that waits for each I/O is held to the same rate. It may not be quick enough to make use
-# of it, though.
+# One thread that waits for each I/O is held to the same rate. It may not be quick enough to use
+# all of it, though.
 depth_one_is_held_to_the_rate() {
 	local start ios
 	make_disk d
