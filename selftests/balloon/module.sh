@@ -5,7 +5,7 @@
 # which has to play its part: selftests/host/test_balloon.py.
 #
 # Runs: vm uml checking
-# Timeout: 300
+# Timeout: 480
 
 . "$(dirname "$0")/../lib.sh"
 

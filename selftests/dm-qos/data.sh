@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm uml
-# Timeout: 120
+# Timeout: 480
 #
 # Data arrive whole and in order, and I/Os are counted as the device below gets them.
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm uml checking
-# Timeout: 240
+# Timeout: 480
 #
 # What becomes of bios that wait, whatever is done to the device. At one I/O a second, all that
 # waits would take a minute and more to leave by itself.

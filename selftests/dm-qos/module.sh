@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm uml checking
-# Timeout: 120
+# Timeout: 480
 #
 # The module comes and goes.
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm uml
-# Timeout: 60
+# Timeout: 240
 #
 # Table lines and messages: what is taken, what is printed, and how the rest is refused.
 

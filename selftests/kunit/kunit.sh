@@ -5,7 +5,7 @@
 # leave their results, as KTAP, in the kernel log.
 #
 # Runs: uml
-# Timeout: 120
+# Timeout: 480
 
 . "$(dirname "$0")/../lib.sh"
 

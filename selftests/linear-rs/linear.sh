@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm uml checking
-# Timeout: 90
+# Timeout: 240
 #
 # The smallest target on the abstractions that dm-qos stands on: selftests/modules/main.rs.
 

@@ -5,7 +5,7 @@
 # against each other.
 #
 # Runs: checking
-# Timeout: 90
+# Timeout: 240
 
 . "$(dirname "$0")/common.sh"
 

@@ -5,7 +5,7 @@
 # nothing above sees an error while one path is left.
 #
 # Runs: vm uml
-# Timeout: 240
+# Timeout: 480
 
 . "$(dirname "$0")/common.sh"
 

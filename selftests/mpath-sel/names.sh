@@ -4,7 +4,7 @@
 # Loading and unloading: which names are registered, and for how long.
 #
 # Runs: vm uml
-# Timeout: 300
+# Timeout: 480
 
 . "$(dirname "$0")/common.sh"
 

@@ -4,7 +4,7 @@
 # Which path gets how much: by turns, by weight, with paths out of service.
 #
 # Runs: vm uml
-# Timeout: 180
+# Timeout: 480
 
 . "$(dirname "$0")/common.sh"
 

@@ -4,7 +4,7 @@
 # Tables in, tables and status out: what the selector reads and prints, beside the C selector.
 #
 # Runs: vm uml
-# Timeout: 180
+# Timeout: 480
 
 . "$(dirname "$0")/common.sh"
 
