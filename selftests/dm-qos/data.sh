@@ -11,7 +11,8 @@
 verified_writes_read_back() {
 	make_disk d memory_backed=1
 	make_qos q d iops 300 write_bps 64M
-	check "fio" fio --name=verify --filename=/dev/mapper/q --rw=randwrite --bsrange=4k-64k \
+	check "fio" fio --eta=never --name=verify --filename=/dev/mapper/q --rw=randwrite \
+		--bsrange=4k-64k \
 		--size=8M --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c \
 		--verify_state_save=0 --output=/tmp/verify
 	check "I/O waited" field_is q write_held_total -gt 0
@@ -23,7 +24,8 @@ order_is_kept_within_a_direction() {
 	make_disk z zoned=1 zone_size=4 zone_nr_conv=0 memory_backed=1
 	make_qos q z write_iops 500 burst_ms 1
 	check "zones are reported through it" [ "$(blkzone report -c 4 /dev/mapper/q | wc -l)" = 4 ]
-	check "fio" fio --name=zones --filename=/dev/mapper/q --rw=write --bs=4k --size=4M \
+	check "fio" fio --eta=never --name=zones --filename=/dev/mapper/q --rw=write \
+		--bs=4k --size=4M \
 		--direct=1 --ioengine=libaio --iodepth=32 --zonemode=zbd --verify=crc32c \
 		--verify_state_save=0 --output=/tmp/zones
 	check "no error" grep -q "err= 0" /tmp/zones
@@ -86,7 +88,8 @@ ioctls_reach_a_whole_device() {
 polled_io_ends() {
 	make_disk d poll_queues=1 submit_queues=1
 	make_qos q d iops 200
-	check "fio" timeout 60 fio --name=poll --filename=/dev/mapper/q --rw=randread --bs=4k \
+	check "fio" timeout 60 fio --eta=never --name=poll --filename=/dev/mapper/q --rw=randread \
+		--bs=4k \
 		--direct=1 \
 		--ioengine=io_uring --hipri --iodepth=4 --number_ios=100 --output=/tmp/poll
 	check "no error" grep -q "err= 0" /tmp/poll

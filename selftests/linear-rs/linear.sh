@@ -13,7 +13,8 @@ verified_writes_read_back() {
 	make_disk d memory_backed=1
 	dmsetup create l --table "0 65536 linear-rs /dev/d 4096"
 	at_exit "dmsetup remove --retry l"
-	check "fio" fio --name=verify --filename=/dev/mapper/l --rw=randwrite --bsrange=4k-64k \
+	check "fio" fio --eta=never --name=verify --filename=/dev/mapper/l --rw=randwrite \
+		--bsrange=4k-64k \
 		--size=4M --direct=1 --ioengine=libaio --iodepth=16 --verify=crc32c \
 		--verify_state_save=0 --output=/tmp/verify
 	check "no error" grep -q "err= 0" /tmp/verify
@@ -33,7 +34,7 @@ several_lines_share_a_disk() {
 }
 
 loads_and_unloads_many_times() {
-	local rounds=50
+	local rounds=10
 	[ "$FERRULE_KERNEL" != checking ] || rounds=5
 	check "$rounds times" comes_and_goes "$rounds"
 }
