@@ -2,7 +2,7 @@
 
 //! Host tests of dm-qos: what it lets through, and when.
 
-use crate::keys::keys;
+use crate::keys::declared as keys;
 
 /// Which way the data of an I/O goes, as the kernel side has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

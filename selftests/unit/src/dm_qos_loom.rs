@@ -5,7 +5,7 @@
 #![cfg(test)]
 #![allow(dead_code, clippy::duplicate_mod)]
 
-use crate::{dm_qos::Direction, keys::keys};
+use crate::{dm_qos::Direction, keys::declared as keys};
 
 /// What `dm-qos/atomic.rs` is in the kernel.
 mod atomic {

@@ -4,11 +4,11 @@
 
 #[path = "../../../rust/device_mapper/keys.rs"]
 #[allow(dead_code)]
-pub(crate) mod keys;
+pub(crate) mod declared;
 
 #[cfg(test)]
 mod tests {
-    use super::keys::{parse, Key, Problem, Unit, Words};
+    use super::declared::{parse, Key, Problem, Unit, Words};
     use proptest::prelude::*;
 
     #[derive(Clone, Debug, Default, PartialEq)]
