@@ -175,6 +175,7 @@ def run_guest(report: Report, kernel: str, kdir: pathlib.Path, match: str) -> No
     ktap = KtapParser(kdir)
     boots = 0
     while chosen:
+        left = len(chosen)
         boots += 1
         log = OUT / f"{kernel}-{boots}.log"
         options = vm.Options(kernel=kernel, kdir=kdir, memory="1G", log=log)
@@ -190,6 +191,11 @@ def run_guest(report: Report, kernel: str, kdir: pathlib.Path, match: str) -> No
                 finish_guest(report, guest, f"{kernel}: guest {boots}", booted)
         except vm.GuestError as error:
             report.add(f"{kernel}: guest {boots}", "failed", str(error))
+            if len(chosen) == left:
+                # It does not boot.
+                for script, _ in chosen:
+                    report.add(f"{kernel}: {script.name}", "failed")
+                return
 
 
 def run_script(report, ktap, guest, kernel, script, cases) -> None:
@@ -260,7 +266,13 @@ def run_host(report: Report, match: str) -> None:
         str(SELFTESTS / "host"),
     ]
     command += [f"--junitxml={results}", "--tb=short"]
-    status = subprocess.run([*command, *matching_nodes(match)], check=False).returncode
+    with subprocess.Popen([*command, *matching_nodes(match)]) as pytest:
+        try:
+            status = pytest.wait()
+        except BaseException:
+            # It has guests of its own to end.
+            pytest.terminate()
+            raise
     if not results.exists():
         report.add("host/pytest", "failed", f"pytest ended with {status}")
         return
@@ -298,6 +310,7 @@ def main() -> int:
     parser.add_argument("--kernel", default="release", choices=["release", "checking", "uml"])
     parser.add_argument("--match", default="", help="only tests whose name has this (a regex)")
     args = parser.parse_args()
+    vm.kill_guests_on_signal()
     OUT.mkdir(parents=True, exist_ok=True)
     report = Report()
     started = time.monotonic()

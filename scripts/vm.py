@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from qemu.qmp import QMPClient
 
@@ -210,6 +211,9 @@ class Guest:
     powers it off. `check_log` says what is wrong in the log.
     """
 
+    running: ClassVar[set["Guest"]] = set()
+    no_more: ClassVar[bool] = False
+
     def __init__(self, options: Options):
         self.options = options
         self.kdir = options.kdir or find_kdir(options.kernel)
@@ -230,6 +234,8 @@ class Guest:
 
     def start(self) -> None:
         """Boot, and wait for the session's shell."""
+        if Guest.no_more:
+            raise GuestError("told to end")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         session = GUEST_SCRIPTS / "session.sh"
         if self.options.kernel == "uml":
@@ -249,6 +255,7 @@ class Guest:
                 start_new_session=True,
                 env=host_environment(),
             )
+        Guest.running.add(self)
         threading.Thread(target=self._read, daemon=True).start()
         self._wait_for_mark("boot", self.options.boot_timeout, None)
         if self.options.qmp:
@@ -368,7 +375,21 @@ class Guest:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        Guest.running.discard(self)
         self._directory.cleanup()
+
+
+def kill_guests_on_signal() -> None:
+    """Leave no guest behind: each is a session of its own, which a signal to us does not reach."""
+
+    def end(number, _frame):
+        Guest.no_more = True
+        for guest in list(Guest.running):
+            guest.kill()
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
 
 
 def options_of(args) -> Options:
@@ -428,6 +449,7 @@ def main() -> int:
     run.add_argument("--timeout", type=float, default=600, help="seconds for the command")
     run.add_argument("command", nargs="+")
     args = parser.parse_args()
+    kill_guests_on_signal()
     try:
         return args.function(args)
     except GuestError as error:

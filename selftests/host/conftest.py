@@ -12,6 +12,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import vm  # noqa: E402
 
+vm.kill_guests_on_signal()
+
 
 @pytest.fixture(name="boot")
 def boot_fixture(request):
