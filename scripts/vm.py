@@ -89,6 +89,8 @@ class Options:
     icount: bool = False
     # Serve QMP, and connect to it as Guest.qmp.
     qmp: bool = False
+    # Have udev, as most machines do. (The checking kernel takes minutes over what udev does.)
+    udev: bool = True
     qemu_opts: list[str] = dataclasses.field(default_factory=list)
     append: list[str] = dataclasses.field(default_factory=list)
     # The guest is killed when it has not reached a shell after this many seconds.
@@ -243,6 +245,10 @@ class Guest:
         else:
             socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
             command = vng_command(self.options, self.kdir, socket)
+            if not self.options.udev:
+                hidden = pathlib.Path(self._directory.name) / "systemd"
+                hidden.mkdir()
+                command.append(f"--rodir=/usr/lib/systemd={hidden}")
             command += ["--verbose", "--exec", f"exec bash {shlex.quote(str(session))}"]
         # The kernel log goes to its own file by the standard error; a new session so that the whole
         # tree of processes can be killed.
@@ -402,6 +408,7 @@ def options_of(args) -> Options:
         icount=args.icount,
         qemu_opts=args.qemu_opts,
         append=args.append,
+        udev=not args.no_udev,
         log=args.log,
     )
 
@@ -442,6 +449,7 @@ def main() -> int:
         command.add_argument("--cpus", type=int, default=2)
         command.add_argument("--memory", default="1G")
         command.add_argument("--icount", action="store_true", help="count instructions as time")
+        command.add_argument("--no-udev", action="store_true")
         command.add_argument("--qemu-opts", action="append", default=[], metavar="OPTS")
         command.add_argument("--append", action="append", default=[], metavar="KERNEL-ARG")
         command.add_argument("--log", type=pathlib.Path, help="keep the kernel log here")
