@@ -169,12 +169,32 @@ def vng_command(
         qemu_opts.append("-icount shift=0,sleep=off")
     if qmp_socket:
         qemu_opts.append(f"-qmp unix:{qmp_socket},server=on,wait=off")
+    if not options.udev:
+        # QEMU takes the last one: this is instead of what virtme-ng tells the kernel.
+        qemu_opts.append(f"-append {shlex.quote(' '.join(own_init(options, kdir)))}")
     for opt in qemu_opts:
         command.append(f"--qemu-opts={opt}")
     # The serial console costs: keep to what matters, and all of it is in the log.
     for arg in ["oops=panic", *options.append]:
         command += ["--append", arg]
     return command
+
+
+def own_init(options: Options, kdir: pathlib.Path) -> list[str]:
+    """Kernel parameters for a guest with an init of our own, which does no more than is needed."""
+    return [
+        "console=ttyS0",
+        "root=/dev/root",
+        "rootfstype=9p",
+        "rootflags=version=9p2000.L,trans=virtio,access=any,msize=524288",
+        "ro",
+        "panic=-1",
+        "oops=panic",
+        f"init={GUEST_SCRIPTS / 'init.sh'}",
+        f"ferrule_scripts={GUEST_SCRIPTS}",
+        f"ferrule_modules={kdir / '.virtme_mods/lib/modules/0.0.0'}",
+        *options.append,
+    ]
 
 
 def uml_command(options: Options, kdir: pathlib.Path) -> list[str]:
@@ -196,9 +216,9 @@ def uml_command(options: Options, kdir: pathlib.Path) -> list[str]:
         "con0=fd:0,fd:1",
         "panic=-1",
         "oops=panic",
-        f"init={GUEST_SCRIPTS / 'uml-init.sh'}",
+        f"init={GUEST_SCRIPTS / 'init.sh'}",
         f"ferrule_scripts={GUEST_SCRIPTS}",
-        f"ferrule_modules={kdir / 'modules/lib/modules'}",
+        f"ferrule_modules={next((kdir / 'modules/lib/modules').iterdir())}",
         *options.append,
     ]
 
@@ -245,10 +265,6 @@ class Guest:
         else:
             socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
             command = vng_command(self.options, self.kdir, socket)
-            if not self.options.udev:
-                hidden = pathlib.Path(self._directory.name) / "systemd"
-                hidden.mkdir()
-                command.append(f"--rodir=/usr/lib/systemd={hidden}")
             command += ["--verbose", "--exec", f"exec bash {shlex.quote(str(session))}"]
         # The kernel log goes to its own file by the standard error; a new session so that the whole
         # tree of processes can be killed.

@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Process 1 of a user-mode Linux guest, over the host's root file system, which it must not change.
+# Process 1 of a guest that does without virtme-ng's (user-mode Linux, the checking kernel), over the
+# host's root file system, which it must not change.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
 
@@ -17,17 +18,24 @@ done
 mkdir -p /run/lock /run/lvm
 mount -t configfs configfs /sys/kernel/config
 mount -t debugfs debugfs /sys/kernel/debug
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 for word in $(</proc/cmdline); do
 	case $word in
 	ferrule_scripts=*) scripts=${word#*=} ;;
-	ferrule_modules=*) mount --bind "${word#*=}" /lib/modules ;;
+	ferrule_modules=*)
+		mount -t tmpfs tmpfs /lib/modules
+		ln -s "${word#*=}" "/lib/modules/$(uname -r)"
+		;;
 	esac
 done
 
 ip link set lo up
-exec </dev/tty0 >/dev/tty0 2>&1
-stty raw -echo
+# Under QEMU the session finds its ports.
+if [ ! -e /sys/class/virtio-ports ]; then
+	exec </dev/tty0 >/dev/tty0 2>&1
+	stty raw -echo
+fi
 setsid bash "$scripts/session.sh"
 sync
 echo o >/proc/sysrq-trigger
