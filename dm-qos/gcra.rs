@@ -43,12 +43,51 @@ pub(crate) const TICKS_PER_MS: u64 = 1_000_000 * TICKS_PER_NS;
 /// Ticks in a second.
 pub(crate) const TICKS_PER_S: u64 = 1_000_000_000 * TICKS_PER_NS;
 
-/// Fractional bits of [`Limit::unit`].
+/// Fractional bits of [`Rate::unit`].
 const SHIFT: u32 = 30;
+
+/// So many units per second, kept as what one of them costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    /// In ticks times `2^SHIFT`. 0: there is no rate.
+    unit: u64,
+}
+
+impl Rate {
+    /// `rate` units per second; 0: none. One too high to be told from none is none.
+    pub(crate) const fn new(rate: u64) -> Self {
+        let unit = match rate {
+            0 => 0,
+            // Not above 2^64: there are 16e9 ticks in a second, which is less than 2^34.
+            rate => ((TICKS_PER_S << SHIFT) + rate / 2) / rate,
+        };
+        Self { unit }
+    }
+
+    /// Is there a rate?
+    #[inline]
+    pub(crate) const fn is_set(self) -> bool {
+        self.unit != 0
+    }
+
+    /// What `units` cost, in ticks. 0 when there is no rate.
+    #[inline]
+    pub(crate) fn cost(self, units: u32) -> u64 {
+        // `unit * units >> SHIFT`, rounded, without 128-bit numbers, which the kernel has not.
+        let (unit, units) = (self.unit, u64::from(units));
+        let low = (unit & 0xffff_ffff) * units + (1 << (SHIFT - 1));
+        let high = (unit >> 32) * units;
+        // Half an age and more is never.
+        if high >= 1 << 60 {
+            return u64::MAX / 4;
+        }
+        (high << (32 - SHIFT)).saturating_add(low >> SHIFT)
+    }
+}
 
 /// One limit. See the module's description.
 pub(crate) struct Limit {
-    /// What one unit costs, in ticks times `2^SHIFT`. 0: there is no limit.
+    /// The [`Rate`]'s unit. 0: there is no limit.
     unit: AtomicU64,
     /// When all that passed is paid for, in ticks.
     due: AtomicU64,
@@ -65,33 +104,26 @@ impl Limit {
 
     /// Changes the limit to `rate` units per second; 0: none.
     pub(crate) fn set_rate(&self, rate: u64) {
-        let unit = match rate {
-            0 => 0,
-            // Not above 2^64: there are 16e9 ticks in a second, which is less than 2^34.
-            rate => ((TICKS_PER_S << SHIFT) + rate / 2) / rate,
-        };
-        // A limit too high to be told from none is none.
-        self.unit.store(unit);
+        self.unit.store(Rate::new(rate).unit);
+    }
+
+    #[inline]
+    fn rate(&self) -> Rate {
+        Rate {
+            unit: self.unit.load(),
+        }
     }
 
     /// Is there a limit?
     #[inline]
     pub(crate) fn is_set(&self) -> bool {
-        self.unit.load() != 0
+        self.rate().is_set()
     }
 
     /// What `units` cost, in ticks. 0 when there is no limit.
     #[inline]
     pub(crate) fn cost(&self, units: u32) -> u64 {
-        // `unit * units >> SHIFT`, rounded, without 128-bit numbers, which the kernel has not.
-        let (unit, units) = (self.unit.load(), u64::from(units));
-        let low = (unit & 0xffff_ffff) * units + (1 << (SHIFT - 1));
-        let high = (unit >> 32) * units;
-        // Half an age and more is never.
-        if high >= 1 << 60 {
-            return u64::MAX / 4;
-        }
-        (high << (32 - SHIFT)).saturating_add(low >> SHIFT)
+        self.rate().cost(units)
     }
 
     /// When an I/O of this cost may leave.
