@@ -13,11 +13,18 @@
 
 mod atomic;
 mod gcra;
+// Not in use yet; compiled so that it stays fit for the kernel.
+#[allow(dead_code)]
+mod heap;
 mod histogram;
 mod hold;
 mod limits;
+#[allow(dead_code)]
+mod mclock;
 mod report;
 mod settings;
+#[allow(dead_code)]
+mod store;
 
 use ferrule::{
     bio::{
