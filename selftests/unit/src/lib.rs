@@ -7,5 +7,6 @@ mod balloon;
 mod dm_qos;
 mod dm_qos_loom;
 mod keys;
+mod mclock;
 mod mpath_sel;
 mod mpath_sel_loom;
