@@ -12,10 +12,12 @@ mount -t devtmpfs dev /dev 2>/dev/null
 mkdir -p /dev/pts /dev/shm
 [ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
 mount -t devpts devpts /dev/pts
-for dir in /dev/shm /tmp /run /var/tmp /mnt; do
+for dir in /dev/shm /run /var/tmp /mnt; do
 	mount -t tmpfs tmpfs "$dir"
 done
-mkdir -p /run/lock /run/lvm
+mkdir -p /run/lock /run/lvm /run/tmp/upper /run/tmp/work
+# The checkout may be there.
+mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
 mount -t configfs configfs /sys/kernel/config
 mount -t debugfs debugfs /sys/kernel/debug
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
