@@ -65,6 +65,18 @@ impl Histogram {
         self.max = self.max.max(value);
     }
 
+    /// Those of its buckets that are not empty: the lowest and the highest value, and how many
+    /// there were.
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let buckets = self.counts.iter().enumerate();
+        buckets
+            .filter(|&(_, &count)| count != 0)
+            .map(|(index, &count)| {
+                let (low, high) = bounds(index);
+                (low, high, count)
+            })
+    }
+
     /// What was recorded.
     pub(crate) fn summary(&self) -> Summary {
         Summary {
@@ -81,10 +93,9 @@ impl Histogram {
         // The first value of which at least that many are at or below it.
         let rank = (self.count * percent).div_ceil(100);
         let mut seen = 0;
-        for (index, &count) in self.counts.iter().enumerate() {
+        for (low, high, count) in self.buckets() {
             seen += count;
-            if count != 0 && seen >= rank {
-                let (low, high) = bounds(index);
+            if seen >= rank {
                 return ((low + high) / 2).min(self.max);
             }
         }

@@ -5,6 +5,9 @@
 //! An I/O is subject to up to four limits: I/Os and bytes, in its direction and in total. It may
 //! leave when all of them let it, and is charged to all of them.
 //!
+//! The capacity of a group is kept by the same code: limits in total, of a device that all members
+//! share.
+//!
 //! Nothing here but integers: tested on the host (`selftests/unit`).
 
 use super::{
@@ -17,10 +20,6 @@ use super::{
     settings::Settings,
     Direction, //
 };
-
-/// How far behind its schedule a release may catch up, in ticks: a second. What a longer stall kept
-/// back is lost, rather than set loose on the device at once.
-const CATCH_UP: u64 = 1_000 * TICKS_PER_MS;
 
 /// What an I/O is charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,7 +35,15 @@ pub(crate) struct Limits {
     total: PerUnit,
     each: [PerUnit; 2],
     burst: AtomicU64,
+    /// So many bytes count as an I/O. 0: every I/O is one.
+    io_size: AtomicU64,
+    /// What is limited, for those who want to know that first: a bit for each direction, and
+    /// [`SHARED`].
+    limited: AtomicU64,
 }
+
+/// There is a limit on both directions together.
+const SHARED: u64 = 1 << 2;
 
 struct PerUnit {
     ios: Limit,
@@ -59,6 +66,8 @@ impl Limits {
             total: PerUnit::new(),
             each: [PerUnit::new(), PerUnit::new()],
             burst: AtomicU64::new(0),
+            io_size: AtomicU64::new(0),
+            limited: AtomicU64::new(0),
         }
     }
 
@@ -66,6 +75,7 @@ impl Limits {
     pub(crate) fn apply(&self, settings: &Settings, now: u64) {
         let burst = settings.burst_ms * TICKS_PER_MS;
         self.burst.store(burst);
+        self.io_size.store(settings.io_size);
         let [read, write] = &self.each;
         for (limit, rate) in [
             (&self.total.ios, settings.iops),
@@ -78,45 +88,70 @@ impl Limits {
             limit.set_rate(rate);
             limit.forgive(burst, now);
         }
+        let mut limited = 0;
+        for (bits, unit) in [(SHARED | 3, &self.total), (1, read), (2, write)] {
+            if unit.ios.is_set() || unit.bytes.is_set() {
+                limited |= bits;
+            }
+        }
+        self.limited.store(limited);
     }
 
     /// Is there a limit on both directions together?
     #[inline]
     pub(crate) fn are_shared(&self) -> bool {
-        self.total.ios.is_set() || self.total.bytes.is_set()
+        self.limited.load() & SHARED != 0
     }
 
     /// Is there a limit that concerns this direction?
     #[inline]
     pub(crate) fn concern(&self, direction: Direction) -> bool {
-        let each = &self.each[direction as usize];
-        self.are_shared() || each.ios.is_set() || each.bytes.is_set()
+        self.limited.load() & (1 << direction as u32) != 0
     }
 
-    /// The limits that an I/O is subject to, each with what it costs there; 0: nothing.
+    /// The limits that an I/O is subject to, each with the units that it is charged there.
     #[inline]
-    fn costs(&self, direction: Direction, charge: Charge) -> [(&Limit, u64); 4] {
+    fn units(&self, direction: Direction, charge: Charge) -> [(&Limit, u32); 4] {
         let each = &self.each[direction as usize];
+        let ios = self.count(charge);
         [
-            (&self.total.ios, charge.ios),
-            (&each.ios, charge.ios),
+            (&self.total.ios, ios),
+            (&each.ios, ios),
             (&self.total.bytes, charge.bytes),
             (&each.bytes, charge.bytes),
         ]
-        .map(|(limit, units)| (limit, limit.cost(units)))
+    }
+
+    /// The same, with what it costs there, where it costs anything.
+    #[inline]
+    fn costs(&self, direction: Direction, charge: Charge) -> impl Iterator<Item = (&Limit, u64)> {
+        self.units(direction, charge)
+            .into_iter()
+            .map(|(limit, units)| (limit, limit.cost(units)))
+            .filter(|&(_, cost)| cost != 0)
+    }
+
+    /// How many I/Os it counts as: those that the device makes of it, or those that its size makes.
+    #[inline]
+    pub(crate) fn count(&self, charge: Charge) -> u32 {
+        match self.io_size.load() {
+            0 => charge.ios,
+            size => charge
+                .ios
+                .max(u64::from(charge.bytes).div_ceil(size) as u32),
+        }
     }
 
     /// Charges an I/O if it may leave now.
     #[inline]
     pub(crate) fn try_charge(&self, direction: Direction, charge: Charge, now: u64) -> bool {
-        let costs = self.costs(direction, charge);
+        let units = self.units(direction, charge);
         let burst = self.burst.load();
-        for (done, &(limit, cost)) in costs.iter().enumerate() {
+        for (done, &(limit, units_here)) in units.iter().enumerate() {
+            let cost = limit.cost(units_here);
             if cost != 0 && !limit.try_charge(cost, burst, now) {
-                for &(limit, cost) in &costs[..done] {
-                    if cost != 0 {
-                        limit.refund(cost);
-                    }
+                for &(limit, units) in &units[..done] {
+                    limit.refund(limit.cost(units));
                 }
                 return false;
             }
@@ -128,9 +163,7 @@ impl Limits {
     pub(crate) fn eligible(&self, direction: Direction, charge: Charge) -> u64 {
         let burst = self.burst.load();
         self.costs(direction, charge)
-            .iter()
-            .filter(|&&(_, cost)| cost != 0)
-            .map(|&(limit, cost)| limit.eligible(cost, burst))
+            .map(|(limit, cost)| limit.eligible(cost, burst))
             .max()
             .unwrap_or(0)
     }
@@ -138,21 +171,26 @@ impl Limits {
     /// Charges an I/O whatever comes.
     pub(crate) fn charge(&self, direction: Direction, charge: Charge, now: u64) {
         for (limit, cost) in self.costs(direction, charge) {
-            if cost != 0 {
-                limit.charge(cost, now);
-            }
+            limit.charge(cost, now);
+        }
+    }
+
+    /// Takes back a charge.
+    pub(crate) fn refund(&self, direction: Direction, charge: Charge) {
+        for (limit, cost) in self.costs(direction, charge) {
+            limit.refund(cost);
         }
     }
 
     /// Charges an I/O that waited since `since` and leaves now: as of the time at which it should
-    /// have left, so that being late costs nothing.
+    /// have left, so that being late costs nothing. Of what a stall of more than the burst kept back,
+    /// no more than one I/O is made up for: the rest is lost, rather than set loose on the device at
+    /// once.
     pub(crate) fn charge_held(&self, direction: Direction, charge: Charge, since: u64, now: u64) {
-        let at = self
-            .eligible(direction, charge)
-            .max(since)
-            .max(now.saturating_sub(CATCH_UP))
-            .min(now);
-        self.charge(direction, charge, at);
+        let at = self.eligible(direction, charge).max(since);
+        for (limit, cost) in self.costs(direction, charge) {
+            limit.charge(cost, at.max(now.saturating_sub(cost)).min(now));
+        }
     }
 }
 

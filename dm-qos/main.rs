@@ -6,38 +6,43 @@
 //! <start> <length> qos <device> <offset> [<number of words that follow> (<key> <value>)...]
 //! ```
 //!
-//! The keys are in `settings.rs`, what is let through when is decided in `limits.rs` and `gcra.rs`,
-//! and what has to wait does so in `hold.rs`. See Documentation/dm-qos.rst.
+//! The keys are in `settings.rs`. What is let through when is decided in `limits.rs` (of one device)
+//! and `mclock.rs` (among those of a group). `group.rs` holds bios accordingly and lets them go,
+//! `groups.rs` knows who is in which group, `report.rs` reports. See Documentation/dm-qos.rst.
 
 #![deny(unsafe_code)]
 
 mod atomic;
 mod gcra;
-// Not in use yet; compiled so that it stays fit for the kernel.
-#[allow(dead_code)]
+mod group;
+mod groups;
 mod heap;
 mod histogram;
-mod hold;
 mod limits;
-#[allow(dead_code)]
 mod mclock;
+mod queue;
 mod report;
 mod settings;
-#[allow(dead_code)]
 mod store;
+mod turns;
 
 use ferrule::{
     bio::{
         Direction,
+        EndedBio,
         IncomingBio,
         MappedBio,
         Status, //
     },
     device_mapper::{
         args::Args,
-        keys,
+        keys::{
+            self,
+            Name, //
+        },
         status::StatusWriter,
         Constructor,
+        EndIo,
         Features,
         Map,
         Mapping,
@@ -47,21 +52,20 @@ use ferrule::{
         TargetRef, //
     }, //
 };
-use hold::{
+use group::{
     Admission,
-    Held,
-    Holding, //
+    Held, //
+};
+use groups::{
+    Groups,
+    Membership,
+    Refusal, //
 };
 use kernel::{
-    new_mutex,
     prelude::*,
-    sync::{
-        Arc,
-        Mutex, //
-    }, //
+    sync::Arc, //
 };
 use limits::Charge;
-use report::Traffic;
 use settings::{
     Settings,
     KEYS, //
@@ -83,7 +87,8 @@ struct QosModule {
 
 impl kernel::InPlaceModule for QosModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self { _target <- Registration::new() })
+        let groups = Arc::pin_init(Groups::new(), GFP_KERNEL);
+        try_pin_init!(Self { _target <- Registration::new(groups?) })
     }
 }
 
@@ -91,11 +96,8 @@ impl kernel::InPlaceModule for QosModule {
 #[pin_data]
 struct Qos {
     mapping: Mapping,
-    /// What was asked for last. Taken to change the limits, so that they are those of one `set`.
     #[pin]
-    settings: Mutex<Settings>,
-    traffic: Arc<Traffic>,
-    hold: Holding,
+    membership: Membership,
 }
 
 #[vtable]
@@ -110,19 +112,21 @@ impl Target for Qos {
         .and(Features::DAX);
 
     type PerBio = Held;
+    type Shared = Arc<Groups>;
 
-    fn ctr(ti: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
+    fn ctr(
+        ti: &mut Constructor<'_, Self>,
+        args: &mut Args<'_>,
+    ) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         let settings = parse_settings(&mut args.group()?, &Settings::DEFAULT)?;
-
-        let traffic = Arc::pin_init(Traffic::new()?, GFP_KERNEL)?;
-        let hold = Holding::new(traffic.clone(), ti.is_zoned(mapping))?;
-        hold.set_limits(&settings);
+        let membership = ti
+            .shared()
+            .join(ti.table(), settings, ti.is_zoned(mapping))
+            .map_err(|refusal| refuse(args, refusal))?;
         Ok(pin_init!(Qos {
             mapping,
-            settings <- new_mutex!(settings),
-            traffic,
-            hold,
+            membership <- membership,
         }))
     }
 
@@ -130,9 +134,9 @@ impl Target for Qos {
         let mut bio = ti.remap(bio, self.mapping);
         let direction = bio.direction();
         let charge = charge_of(&mut bio);
-        match self.hold.admit(bio, direction, charge) {
+        match self.membership.admit(bio, direction, charge) {
             Admission::Pass(bio) => {
-                self.traffic.count(direction, charge);
+                self.membership.traffic.count(direction, charge);
                 Map::Remapped(bio)
             }
             Admission::Held => Map::Submitted,
@@ -143,29 +147,37 @@ impl Target for Qos {
         }
     }
 
+    fn end_io(
+        self: Pin<&Self>,
+        _ti: TargetRef<'_>,
+        bio: &EndedBio<'_, Held>,
+        status: Status,
+    ) -> EndIo {
+        self.membership.ended(bio.data());
+        EndIo::Done(status)
+    }
+
     fn presuspend(self: Pin<&Self>, _ti: TargetRef<'_>) {
-        self.hold.set_open(true);
+        self.membership.set_open(true);
     }
 
     fn presuspend_undo(self: Pin<&Self>, _ti: TargetRef<'_>) {
-        self.hold.set_open(false);
+        self.membership.set_open(false);
     }
 
     fn resume(self: Pin<&Self>, _ti: TargetRef<'_>) {
-        self.hold.set_open(false);
+        self.membership.resume();
     }
 
     fn status(self: Pin<&Self>, ti: TargetRef<'_>, kind: StatusType, out: &mut StatusWriter<'_>) {
         let mapping = ti.display(self.mapping);
+        let settings = self.membership.settings();
         match kind {
-            StatusType::Info => {
-                report::write_status(out, &self.traffic, |direction| self.hold.status(direction))
-            }
+            StatusType::Info => report::write_status(out, &self.membership, &settings),
             StatusType::Table => {
-                let settings = self.settings.lock();
                 let words = keys::Words {
-                    keys: KEYS,
-                    settings: &*settings,
+                    keys: &KEYS,
+                    settings: &settings,
                     defaults: &Settings::DEFAULT,
                 };
                 write!(out, "{mapping}{words}");
@@ -178,26 +190,29 @@ impl Target for Qos {
         self: Pin<&Self>,
         _ti: TargetRef<'_>,
         args: &mut Args<'_>,
-        _reply: &mut StatusWriter<'_>,
+        reply: &mut StatusWriter<'_>,
     ) -> Result {
         match args.word("command")?.to_bytes() {
             b"set" => {
                 if args.remaining() == 0 {
                     return Err(args.refuse(format_args!("set: nothing to set")));
                 }
-                let mut settings = self.settings.lock();
-                *settings = parse_settings(args, &settings)?;
-                self.hold.set_limits(&settings);
-                Ok(())
+                self.membership
+                    .change(|settings| parse_settings(args, settings))
+                    .map_err(|refusal| refuse(args, refusal))
             }
             b"reset" => {
                 args.finish()?;
-                self.traffic.reset();
-                self.hold.reset();
+                self.membership.reset();
+                Ok(())
+            }
+            b"histogram" => {
+                args.finish()?;
+                report::write_histogram(reply, &self.membership);
                 Ok(())
             }
             other => Err(args.refuse(format_args!(
-                "\"{}\" is not a command (set, reset)",
+                "\"{}\" is not a command (set, reset, histogram)",
                 other.escape_ascii()
             ))),
         }
@@ -208,9 +223,19 @@ impl Target for Qos {
 fn parse_settings(args: &mut Args<'_>, settings: &Settings) -> Result<Settings> {
     let mut changed = settings.clone();
     let words = core::iter::from_fn(|| args.next().map(|word| word.to_bytes()));
-    keys::parse(KEYS, words, &mut changed)
+    keys::parse(&KEYS, words, &mut changed)
         .map_err(|problem| args.refuse(format_args!("{problem}")))?;
+    changed
+        .check()
+        .map_err(|conflict| args.refuse(format_args!("{conflict}")))?;
     Ok(changed)
+}
+
+fn refuse(args: &Args<'_>, refusal: Refusal) -> Error {
+    match refusal {
+        Refusal::Error(error) => error,
+        refusal => args.refuse(format_args!("{refusal}")),
+    }
 }
 
 /// What a bio is charged: as many I/Os as the device makes of it, and its bytes. What carries no data

@@ -3,8 +3,9 @@
 //! What `dmsetup status` reports.
 
 use super::{
-    histogram::Summary,
+    group::Member,
     limits::Charge,
+    settings::Settings,
     Direction, //
 };
 use ferrule::{
@@ -30,12 +31,11 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    pub(crate) fn new() -> Result<impl PinInit<Self>> {
-        let counters = PerCpuCounters::new()?;
-        Ok(pin_init!(Self {
-            counters,
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            counters: PerCpuCounters::new()?,
             base <- new_mutex!([0; COUNTERS]),
-        }))
+        })
     }
 
     /// Any context.
@@ -67,16 +67,15 @@ impl Traffic {
     }
 }
 
-/// Writes the fields of both directions.
-pub(crate) fn write_status(
-    out: &mut StatusWriter<'_>,
-    traffic: &Traffic,
-    held: impl Fn(Direction) -> (u64, Summary),
-) {
-    for (direction, name) in [(Direction::Read, "read"), (Direction::Write, "write")] {
-        let (ios, bytes) = traffic.of(direction);
-        let (now, times) = held(direction);
-        if !out.is_empty() {
+const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Direction::Write, "write")];
+
+/// Writes what `dmsetup status` prints.
+pub(crate) fn write_status(out: &mut StatusWriter<'_>, member: &Member, settings: &Settings) {
+    for (direction, name) in DIRECTIONS {
+        let (ios, bytes) = member.traffic.of(direction);
+        let now = member.waiting(direction);
+        let times = member.times(direction, |times| times.summary());
+        if direction != Direction::Read {
             write!(out, " ");
         }
         write!(
@@ -90,5 +89,37 @@ pub(crate) fn write_status(
             times.p99,
             times.max,
         );
+    }
+    if !settings.group.is_none() {
+        let windows = member.windows();
+        let reservation = match (settings.reserve_iops | settings.reserve_bps, windows.missed) {
+            (0, _) => "none",
+            (_, 0) => "met",
+            _ => "missed",
+        };
+        write!(
+            out,
+            " group={} reservation={reservation} reserve_windows={} reserve_missed={}",
+            settings.group,
+            windows.seen,
+            windows.missed,
+        );
+    }
+}
+
+/// Writes what the message `histogram` replies: how many bios were held for how long.
+pub(crate) fn write_histogram(out: &mut StatusWriter<'_>, member: &Member) {
+    for (direction, name) in DIRECTIONS {
+        if direction != Direction::Read {
+            write!(out, " ");
+        }
+        write!(out, "{name}_hold_us=");
+        member.times(direction, |times| {
+            let mut comma = "";
+            for (low, high, count) in times.buckets() {
+                write!(out, "{comma}{low}-{high}:{count}");
+                comma = ",";
+            }
+        });
     }
 }

@@ -2,6 +2,7 @@
 /* Headers whose items `ferrule` binds. The list of files is in bindgen_parameters. */
 
 #include <linux/bio.h>
+#include <linux/blk-cgroup.h>
 #include <linux/blkdev.h>
 #include <linux/device-mapper.h>
 #include <linux/virtio.h>

@@ -303,6 +303,14 @@ impl<D> Bio<D> {
         unsafe { &mut *Self::data_ptr(self.as_raw()) }
     }
 
+    /// The number of the block cgroup on whose account it is, small for the first ones; 0 when there
+    /// are no cgroups (`bio_blkcg_css()`).
+    #[inline]
+    pub fn cgroup(&self) -> u32 {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::ferrule_bio_cgroup(self.as_raw()) }
+    }
+
     fn end(self, status: Status) {
         let bio = self.into_raw();
         // SAFETY: We owned the bio, and passed the ownership on to `bio_endio()`.

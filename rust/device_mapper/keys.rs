@@ -2,7 +2,7 @@
 
 //! Settings that are declared once, as data: what table lines and messages call `<key> <value>`.
 //!
-//! A driver keeps its settings in a struct `S` of plain integers and lists a [`Key`] for each of
+//! A driver keeps its settings in a struct `S` of plain integers and names, and lists a [`Key`] for each of
 //! them. Parsing, printing, changing and every error text follow from that list:
 //!
 //! ```
@@ -13,10 +13,12 @@
 //!
 //! const KEYS: &[Key<Settings>] = &[Key {
 //!     name: "iops",
-//!     unit: Unit::Count,
-//!     range: 0..=1_000_000_000,
-//!     get: |settings| settings.iops,
-//!     set: |settings, value| settings.iops = value,
+//!     value: Value::Number {
+//!         unit: Unit::Count,
+//!         range: 0..=1_000_000_000,
+//!         get: |settings| settings.iops,
+//!         set: |settings, value| settings.iops = value,
+//!     },
 //! }];
 //! ```
 //!
@@ -78,14 +80,118 @@ impl Unit {
 pub struct Key<S> {
     /// What it is called.
     pub name: &'static str,
-    /// What its value counts.
-    pub unit: Unit,
-    /// The values that it may have.
-    pub range: RangeInclusive<u64>,
-    /// Reads it.
-    pub get: fn(&S) -> u64,
-    /// Changes it.
-    pub set: fn(&mut S, u64),
+    /// What it is.
+    pub value: Value<S>,
+}
+
+/// What a setting of `S` is, and how to read and to change it.
+pub enum Value<S> {
+    /// A number.
+    Number {
+        /// What it counts.
+        unit: Unit,
+        /// The values that it may have.
+        range: RangeInclusive<u64>,
+        /// Reads it.
+        get: fn(&S) -> u64,
+        /// Changes it.
+        set: fn(&mut S, u64),
+    },
+    /// A name.
+    Name {
+        /// Reads it.
+        get: fn(&S) -> Name,
+        /// Changes it.
+        set: fn(&mut S, Name),
+    },
+}
+
+impl<S> Key<S> {
+    /// Does its value differ between two settings?
+    pub fn differs(&self, one: &S, other: &S) -> bool {
+        match &self.value {
+            Value::Number { get, .. } => get(one) != get(other),
+            Value::Name { get, .. } => get(one) != get(other),
+        }
+    }
+
+    fn parse<'a>(&self, word: &'a [u8], settings: &mut S) -> Result<(), Problem<'a>> {
+        match &self.value {
+            Value::Number {
+                unit, range, set, ..
+            } => {
+                let value = unit
+                    .parse(word)
+                    .ok_or(Problem::NotOfUnit(self.name, *unit, word))?;
+                if !range.contains(&value) {
+                    let (min, max) = (*range.start(), *range.end());
+                    return Err(Problem::OutOfRange(self.name, word, min, max));
+                }
+                set(settings, value);
+            }
+            Value::Name { set, .. } => {
+                let name = Name::new(word).ok_or(Problem::NotAName(self.name, word))?;
+                set(settings, name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name: 1 to [`Name::MAX`] letters, digits and characters of `_-.:@+/`, or nothing, by default.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Name {
+    /// Zeroes follow the name.
+    bytes: [u8; Name::MAX],
+}
+
+impl Name {
+    /// The most bytes that it can have.
+    pub const MAX: usize = 63;
+    /// No name.
+    pub const NONE: Name = Name {
+        bytes: [0; Name::MAX],
+    };
+
+    /// `None` if `word` is no name.
+    pub fn new(word: &[u8]) -> Option<Self> {
+        let may_have = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-.:@+/".contains(byte);
+        if word.is_empty() || !word.iter().all(may_have) {
+            return None;
+        }
+        let mut name = Self::NONE;
+        name.bytes.get_mut(..word.len())?.copy_from_slice(word);
+        Some(name)
+    }
+
+    /// Is there no name?
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    fn as_str(&self) -> &str {
+        let end = self.bytes.iter().position(|&byte| byte == 0);
+        // All of it is ASCII.
+        core::str::from_utf8(&self.bytes[..end.unwrap_or(Self::MAX)]).unwrap_or_default()
+    }
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
 }
 
 /// Why a list of keys and values is refused. Formats as a sentence that names the word.
@@ -99,6 +205,8 @@ pub enum Problem<'a> {
     NoValue(&'static str),
     /// The value is not of its unit.
     NotOfUnit(&'static str, Unit, &'a [u8]),
+    /// The value is no name.
+    NotAName(&'static str, &'a [u8]),
     /// The value is too small or too large.
     OutOfRange(&'static str, &'a [u8], u64, u64),
 }
@@ -117,6 +225,12 @@ impl fmt::Display for Problem<'_> {
                     unit.what()
                 )
             }
+            Problem::NotAName(name, word) => write!(
+                f,
+                "{name}: \"{}\" is not a name (up to {} letters, digits and _-.:@+/)",
+                word.escape_ascii(),
+                Name::MAX
+            ),
             Problem::OutOfRange(name, word, min, max) => write!(
                 f,
                 "{name}: \"{}\" is not within {min} to {max}",
@@ -147,15 +261,7 @@ pub fn parse<'a, S>(
         }
         seen |= 1 << index;
         let word = words.next().ok_or(Problem::NoValue(key.name))?;
-        let value = key
-            .unit
-            .parse(word)
-            .ok_or(Problem::NotOfUnit(key.name, key.unit, word))?;
-        if !key.range.contains(&value) {
-            let (min, max) = (*key.range.start(), *key.range.end());
-            return Err(Problem::OutOfRange(key.name, word, min, max));
-        }
-        (key.set)(settings, value);
+        key.parse(word, settings)?;
     }
     Ok(())
 }
@@ -173,13 +279,17 @@ pub struct Words<'a, S> {
 
 impl<S> fmt::Display for Words<'_, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let differs = |key: &&Key<S>| (key.get)(self.settings) != (key.get)(self.defaults);
+        let differs = |key: &&Key<S>| key.differs(self.settings, self.defaults);
         let count = self.keys.iter().filter(differs).count();
         if count != 0 {
             write!(f, " {}", 2 * count)?;
         }
         for key in self.keys.iter().filter(differs) {
-            write!(f, " {} {}", key.name, (key.get)(self.settings))?;
+            write!(f, " {} ", key.name)?;
+            match &key.value {
+                Value::Number { get, .. } => write!(f, "{}", get(self.settings))?,
+                Value::Name { get, .. } => write!(f, "{}", get(self.settings))?,
+            }
         }
         Ok(())
     }

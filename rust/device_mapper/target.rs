@@ -30,6 +30,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    container_of,
     error::{
         from_result,
         to_result,
@@ -136,6 +137,7 @@ pub enum StatusType {
 /// | --- | --- |
 /// | the constants and `HAS_*` | `struct target_type` |
 /// | [`Target::ctr`], [`Drop`] of the implementer | `ctr`, `dtr` |
+/// | [`Target::Shared`] | global variables |
 /// | [`Target::PerBio`] | `ti->per_io_data_size`, `dm_per_bio_data()` |
 /// | [`Constructor::map_device`] | `dm_get_device()`, `iterate_devices` |
 /// | [`Target::prepare_ioctl`] | `prepare_ioctl` |
@@ -185,8 +187,12 @@ pub enum StatusType {
 ///     const NAME: &'static CStr = c"linear-rs";
 ///     const VERSION: [u32; 3] = [1, 0, 0];
 ///     type PerBio = ();
+///     type Shared = ();
 ///
-///     fn ctr(ti: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
+///     fn ctr(
+///         ti: &mut Constructor<'_, Self>,
+///         args: &mut Args<'_>,
+///     ) -> Result<impl PinInit<Self>> {
 ///         let mapping = ti.map_device(args)?;
 ///         args.finish()?;
 ///         Ok(Linear { mapping })
@@ -216,11 +222,18 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// need to be dropped, which is checked at compile time.
     type PerBio: Default + Send + Sync;
 
+    /// What all targets of this kind share, for as long as they are registered: handed to
+    /// [`Registration::new`], lent by [`Constructor::shared`]. `()` when they share nothing.
+    type Shared: Send + Sync + 'static;
+
     /// Makes a target from the words of its table line.
     ///
     /// Whoever refuses a word says so in the kernel log ([`Args::refuse`], which what takes words
     /// from [`Args`] calls by itself). Returns what makes the target in place; a plain value will do.
-    fn ctr(ti: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<impl PinInit<Self>>;
+    fn ctr(
+        ti: &mut Constructor<'_, Self>,
+        args: &mut Args<'_>,
+    ) -> Result<impl PinInit<Self>>;
 
     /// Maps a bio.
     fn map<'a>(
@@ -325,6 +338,22 @@ unsafe impl Send for OpenDevice {}
 // SAFETY: It is only read.
 unsafe impl Sync for OpenDevice {}
 
+/// Which table of which mapped device. Two lines of one table have the same, and while a device is
+/// reloaded its two tables differ in the second part. Ordered by device first. Meaningless once the
+/// table is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TableId {
+    device: usize,
+    table: usize,
+}
+
+impl TableId {
+    /// The same number for all tables of a device, and no other.
+    pub fn device(self) -> u64 {
+        self.device as u64
+    }
+}
+
 /// A target that is being made.
 ///
 /// Unless told otherwise it gets one bio for each flush, discard, secure erase and write zeroes
@@ -333,16 +362,33 @@ unsafe impl Sync for OpenDevice {}
 /// # Invariants
 ///
 /// `ti` is valid, and its constructor runs.
-pub struct Constructor<'a> {
+pub struct Constructor<'a, T: Target> {
     ti: NonNull<bindings::dm_target>,
     devices: KVec<OpenDevice>,
+    shared: &'a T::Shared,
     _ti: PhantomData<&'a mut bindings::dm_target>,
 }
 
-impl Constructor<'_> {
+impl<'a, T: Target> Constructor<'a, T> {
     fn raw(&mut self) -> &mut bindings::dm_target {
         // SAFETY: By the type invariants; nobody else accesses it while the constructor runs.
         unsafe { self.ti.as_mut() }
+    }
+
+    /// What all targets of this kind share.
+    pub fn shared(&self) -> &'a T::Shared {
+        self.shared
+    }
+
+    /// The table that the target is a line of.
+    pub fn table(&mut self) -> TableId {
+        let table = self.raw().table;
+        // SAFETY: `table` is the target's table.
+        let device = unsafe { bindings::dm_table_get_md(table) };
+        TableId {
+            device: device as usize,
+            table: table as usize,
+        }
     }
 
     /// The first sector of the mapped device that is the target's.
@@ -615,20 +661,22 @@ struct Private<T> {
 pub struct Registration<T: Target> {
     #[pin]
     inner: Opaque<bindings::target_type>,
-    _target: PhantomData<T>,
+    shared: T::Shared,
 }
 
 // SAFETY: May be unregistered from any thread.
 unsafe impl<T: Target> Send for Registration<T> {}
-// SAFETY: There is nothing to be done with a shared reference.
+// SAFETY: All there is to be done with a shared reference is to read `shared`, which is `Sync`.
 unsafe impl<T: Target> Sync for Registration<T> {}
 
 impl<T: Target> Registration<T> {
-    /// Registers the target.
+    /// Registers the target. `shared` is what all targets of this kind share.
     ///
     /// Fails with `EEXIST` when there is one of that name.
-    pub fn new() -> impl PinInit<Self, Error> {
+    pub fn new(shared: T::Shared) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
+            // In place before anybody can make a target.
+            shared,
             inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
                 // SAFETY: `slot` is valid for writes.
                 unsafe { slot.write(Adapter::<T>::target_type()) };
@@ -642,7 +690,6 @@ impl<T: Target> Registration<T> {
                     ));
                 })
             }),
-            _target: PhantomData,
         })
     }
 }
@@ -752,11 +799,18 @@ impl<T: Target> Adapter<T> {
             (*ti).set_accounts_remapped_io(true);
         }
 
+        // SAFETY: `type` is the `inner` of a registration, which was made before it was registered and
+        // outlives its targets: each of them holds a reference on the module.
+        let shared = unsafe {
+            let inner = Opaque::cast_from((*ti).type_.cast_const());
+            &(*container_of!(inner, Registration<T>, inner)).shared
+        };
         // INVARIANT: By the safety requirements.
         let mut constructor = Constructor {
             // SAFETY: Device mapper passes no null pointers.
             ti: unsafe { NonNull::new_unchecked(ti) },
             devices: KVec::new(),
+            shared,
             _ti: PhantomData,
         };
         // SAFETY: By the safety requirements; the words are not changed while `ctr` runs.

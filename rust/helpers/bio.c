@@ -10,6 +10,13 @@ __ferrule void ferrule_bio_clear_polled(struct bio *bio)
 	bio_clear_polled(bio);
 }
 
+__ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
+{
+	struct cgroup_subsys_state *css = bio_blkcg_css(bio);
+
+	return css ? css->id : 0;
+}
+
 /* As get_max_io_size() in block/blk-merge.c, for the operations that carry data. */
 static unsigned int ferrule_max_io_sectors(struct bio *bio, const struct queue_limits *lim)
 {

@@ -120,7 +120,7 @@ bad_messages_are_refused_and_change_nothing() {
 	make_qos q d iops 1000
 	table=$(dmsetup table q)
 	kmsg_mark
-	message_refused '"faster" is not a command (set, reset)' faster
+	message_refused '"faster" is not a command (set, reset, histogram)' faster
 	message_refused 'set: nothing to set' set
 	message_refused 'iops: has no value' set iops
 	message_refused '"speed" is not a key' set iops 5 speed 1

@@ -41,7 +41,7 @@ struct LinearModule {
 
 impl kernel::InPlaceModule for LinearModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self { _target <- Registration::new() })
+        try_pin_init!(Self { _target <- Registration::new(()) })
     }
 }
 
@@ -61,8 +61,12 @@ impl Target for Linear {
         .and(Features::DAX);
 
     type PerBio = ();
+    type Shared = ();
 
-    fn ctr(ti: &mut Constructor<'_>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
+    fn ctr(
+        ti: &mut Constructor<'_, Self>,
+        args: &mut Args<'_>,
+    ) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         args.finish()?;
         ti.set_flush_bypasses_map();

@@ -8,7 +8,7 @@ pub(crate) mod declared;
 
 #[cfg(test)]
 mod tests {
-    use super::declared::{parse, Key, Problem, Unit, Words};
+    use super::declared::{parse, Key, Name, Problem, Unit, Value, Words};
     use proptest::prelude::*;
 
     #[derive(Clone, Debug, Default, PartialEq)]
@@ -16,29 +16,43 @@ mod tests {
         count: u64,
         bytes: u64,
         ms: u64,
+        name: Name,
     }
 
     const KEYS: &[Key<Settings>] = &[
         Key {
             name: "count",
-            unit: Unit::Count,
-            range: 0..=1000,
-            get: |s| s.count,
-            set: |s, v| s.count = v,
+            value: Value::Number {
+                unit: Unit::Count,
+                range: 0..=1000,
+                get: |s| s.count,
+                set: |s, v| s.count = v,
+            },
         },
         Key {
             name: "bytes",
-            unit: Unit::Bytes,
-            range: 0..=u64::MAX,
-            get: |s| s.bytes,
-            set: |s, v| s.bytes = v,
+            value: Value::Number {
+                unit: Unit::Bytes,
+                range: 0..=u64::MAX,
+                get: |s| s.bytes,
+                set: |s, v| s.bytes = v,
+            },
         },
         Key {
             name: "ms",
-            unit: Unit::Milliseconds,
-            range: 5..=10,
-            get: |s| s.ms,
-            set: |s, v| s.ms = v,
+            value: Value::Number {
+                unit: Unit::Milliseconds,
+                range: 5..=10,
+                get: |s| s.ms,
+                set: |s, v| s.ms = v,
+            },
+        },
+        Key {
+            name: "name",
+            value: Value::Name {
+                get: |s| s.name,
+                set: |s, v| s.name = v,
+            },
         },
     ];
 
@@ -61,7 +75,8 @@ mod tests {
             Settings {
                 count: 1000,
                 bytes: 0,
-                ms: 7
+                ms: 7,
+                name: Name::NONE,
             }
         );
         assert_eq!(run("").unwrap(), Settings::default());
@@ -104,6 +119,10 @@ mod tests {
                 "bytes 1KK",
                 "bytes: \"1KK\" is not a number of bytes (suffixes K, M, G, T)",
             ),
+            (
+                "name a;b",
+                "name: \"a;b\" is not a name (up to 63 letters, digits and _-.:@+/)",
+            ),
             // 2^64, and what a suffix makes of less.
             (
                 "bytes 18446744073709551616",
@@ -136,6 +155,15 @@ mod tests {
     }
 
     #[test]
+    fn names_are_as_long_as_they_may_be_and_no_longer() {
+        let long = "n".repeat(Name::MAX);
+        assert_eq!(run(&format!("name {long}")).unwrap().name.to_string(), long);
+        assert!(run(&format!("name {long}n")).is_err());
+        assert!(Name::new(b"").is_none());
+        assert!(Name::NONE.is_none());
+    }
+
+    #[test]
     fn defaults_are_not_printed() {
         assert_eq!(words(&Settings::default()), "");
         let settings = Settings {
@@ -148,9 +176,10 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_printed_parses_to_the_same(
-            count in 0u64..=1000, bytes: u64, ms in 5u64..=10,
+            count in 0u64..=1000, bytes: u64, ms in 5u64..=10, name in "[a-zA-Z0-9_.:@+/-]{0,63}",
         ) {
-            let settings = Settings { count, bytes, ms };
+            let name = Name::new(name.as_bytes()).unwrap_or(Name::NONE);
+            let settings = Settings { count, bytes, ms, name };
             let printed = words(&settings);
             let mut words = printed.split_whitespace();
             let number = words.next().map_or(0, |word| word.parse().unwrap());

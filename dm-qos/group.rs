@@ -1,0 +1,906 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Holding bios back and letting them go.
+//!
+//! Every device is the member of a group: of the one that its table names, or of one of its own. A
+//! member has limits, a group has a capacity and a scheduler (`mclock.rs`).
+//!
+//! A bio that conforms to the limits and to the capacity passes in [`Member::admit`] without a lock,
+//! unless others wait that it would overtake. One that does not conform is appended to the queue of its
+//! member. A single work item for each group releases what is due, in process context because
+//! submitting may sleep, and then arms the timer for whatever is due next. The timer does nothing
+//! but queue the work. So the work item alone decides, arms and submits:
+//!
+//! ```text
+//! admit: first to wait ------------------------+
+//! timer: something is due ---------------------+--> work: release what is due --> arm the timer
+//! end_io: there is room below again -----------+
+//! set, suspend --------------------------------+
+//! ```
+//!
+//! (A bio that finds itself next to be released, after it was queued, leaves with its submitter.)
+//!
+//! Order within a direction is kept because [`Member::waiting`] counts a bio until it was submitted:
+//! until then, those that come later queue up behind it.
+//!
+//! # Who runs concurrently, and with what
+//!
+//! `admit` runs in process context, on any number of CPUs; `ended` in any context. The work runs on a
+//! queue of the group's own, which makes progress when memory is short; the timer in hard interrupt
+//! context. `state` is taken by `admit` (when it has to wait, or others do), the work, status,
+//! messages and suspend, never by the timer or `ended`: it is the innermost lock, and interrupts stay
+//! enabled. `armed` is taken by the work, and when the group ends and there is no work any more.
+//!
+//! A member's bios keep its table alive, and so the member, until they end. The work holds a
+//! reference of its own for the time between submitting a bio, which may end at once, and saying that
+//! it did.
+//!
+//! Whether there is room below (`in_flight`) is decided without the lock. That nobody waits for room that
+//! there is: who waits first says so (`is_contended`), then looks at `in_flight` once more; who makes
+//! room does it first, then looks at `is_contended`.
+
+use super::{
+    gcra::{
+        TICKS_PER_MS,
+        TICKS_PER_NS,
+        TICKS_PER_US, //
+    },
+    histogram::Histogram,
+    limits::{
+        ticks_to_ns,
+        Charge,
+        Limits,
+        Next, //
+    },
+    mclock::{
+        self,
+        Promise,
+        Scheduler,
+        Slot,
+        Storage,
+        Windows, //
+    },
+    queue::Queue,
+    report::Traffic,
+    settings::{
+        Capacity,
+        Settings, //
+    },
+    Direction, //
+};
+use core::mem;
+use ferrule::{
+    bio::{
+        BioList,
+        Flags,
+        MappedBio, //
+    },
+    workqueue::{
+        OwnedQueue,
+        Priority, //
+    }, //
+};
+use kernel::{
+    impl_has_hr_timer,
+    new_mutex,
+    new_spinlock,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        barrier::smp_mb,
+        Arc,
+        ArcBorrow,
+        Mutex,
+        SpinLock, //
+    },
+    time::{
+        hrtimer::{
+            AbsoluteMode,
+            ArcHrTimerHandle,
+            HrTimer,
+            HrTimerCallback,
+            HrTimerCallbackContext,
+            HrTimerPointer,
+            HrTimerRestart, //
+        },
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// How often a disk is looked at whether it still exists while bios wait for it, in ticks.
+const LOOK_AFTER: u64 = 250 * TICKS_PER_MS;
+/// No time at all.
+const NEVER: u64 = u64::MAX;
+/// For how many members there is room in a group that gets its first.
+const FIRST_ROOM: u32 = 1;
+
+/// What is kept in a bio.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Held {
+    /// When it came, in ticks, if it waits.
+    since: u64,
+    /// What it is charged, if it waits.
+    pub(crate) charge: Charge,
+    /// Whose it is, if it waits.
+    member: Option<Slot>,
+    /// It is one of [`Group::in_flight`].
+    is_counted: bool,
+}
+
+/// What became of a bio that asked to pass.
+pub(crate) enum Admission {
+    /// It may go, and was charged.
+    Pass(MappedBio<Held>),
+    /// It waits.
+    Held,
+    /// It would have to wait, but must not. It was not charged.
+    WouldBlock(MappedBio<Held>),
+}
+
+/// A device: a member of its group.
+#[pin_data]
+pub(crate) struct Member {
+    pub(crate) group: Arc<Group>,
+    slot: Slot,
+    limits: Limits,
+    #[pin]
+    pub(crate) traffic: Traffic,
+    /// Bios of each direction that are held or being submitted after having been. Changed from 0
+    /// with `state` locked.
+    waiting: [Atomic<u64>; 2],
+    /// Neither limits nor capacity apply: the device is suspended, or about to be. Changed with
+    /// `state` locked.
+    is_open: Atomic<bool>,
+    /// Write order matters: nothing that writes may overtake.
+    is_zoned: bool,
+}
+
+/// Devices that share a capacity.
+#[pin_data]
+pub(crate) struct Group {
+    /// Where time, in ticks, begins.
+    epoch: Instant<Monotonic>,
+    /// The group has a capacity or a depth.
+    governs: Atomic<bool>,
+    /// Bios wait for capacity or for room below. Changed with `state` locked.
+    is_contended: Atomic<bool>,
+    capacity: Limits,
+    /// How many may be in flight below. 0: any number.
+    depth: Atomic<u64>,
+    /// How many are, of those that came while there was a depth.
+    in_flight: Atomic<u64>,
+    #[pin]
+    state: SpinLock<State>,
+    #[pin]
+    timer: HrTimer<Self>,
+    #[pin]
+    work: Work<Self>,
+    /// The timer, while it runs.
+    #[pin]
+    armed: Mutex<Option<ArcHrTimerHandle<Self>>>,
+    /// Where the work runs.
+    queue: OwnedQueue,
+}
+
+struct State {
+    scheduler: Scheduler,
+    /// By slot.
+    entries: KVVec<Option<Entry>>,
+    /// What the scheduler needs to know what an I/O costs.
+    price: mclock::Capacity,
+    /// These leave at once, whatever the limits say.
+    released: BioList<Held>,
+    /// When the work runs next, unless it is queued already.
+    armed_until: u64,
+    /// When disks are to be looked at.
+    look_at: u64,
+}
+
+/// A member, and what waits for it.
+struct Entry {
+    member: Arc<Member>,
+    queue: KBox<Queue>,
+}
+
+/// What is to be done next with what waits.
+enum Step {
+    /// Nothing waits.
+    Nothing,
+    /// Nothing may leave before this time.
+    Wait(u64),
+    /// The first bio of this member, in this direction, leaves.
+    Release(Slot, Direction),
+}
+
+impl_has_work! {
+    impl HasWork<Self> for Group { self.work }
+}
+
+impl_has_hr_timer! {
+    impl HasHrTimer<Self> for Group {
+        mode: AbsoluteMode<Monotonic>, field: self.timer
+    }
+}
+
+impl State {
+    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+        self.entries.get_mut(slot.index())?.as_mut()
+    }
+
+    /// Lets go what waits for a member, unless it is of no avail.
+    fn release_all(&mut self, slot: Slot, now: u64) {
+        let Some(entry) = self.entries.get_mut(slot.index()).and_then(Option::as_mut) else {
+            return;
+        };
+        for direction in [Direction::Read, Direction::Write] {
+            while let Some(bio) = entry.queue.pop(direction) {
+                self.released.push_back(bio);
+            }
+        }
+        self.scheduler.idle(slot, now);
+    }
+
+    /// Lets go what waits for disks that are gone.
+    fn look(&mut self, now: u64) {
+        self.look_at = now + LOOK_AFTER;
+        for index in 0..self.entries.len() {
+            let dead = match &self.entries[index] {
+                Some(entry) if entry.queue.device_is_dead() => entry.member.slot,
+                _ => continue,
+            };
+            self.release_all(dead, now);
+        }
+    }
+}
+
+impl Group {
+    /// A group without members or capacity. Process context.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let queue = OwnedQueue::new(c"dm-qos", Priority::High)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                epoch: Instant::now(),
+                governs: Atomic::new(false),
+                is_contended: Atomic::new(false),
+                capacity: Limits::new(),
+                depth: Atomic::new(0),
+                in_flight: Atomic::new(0),
+                state <- new_spinlock!(State {
+                    scheduler: Scheduler::new(),
+                    entries: KVVec::new(),
+                    price: mclock::Capacity::new(0, 0),
+                    released: BioList::new(),
+                    armed_until: NEVER,
+                    look_at: 0,
+                }),
+                timer <- HrTimer::new(),
+                work <- new_work!("dm_qos::Group::work"),
+                armed <- new_mutex!(None),
+                queue,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Adds a member. Process context; one at a time.
+    pub(crate) fn add(
+        self: ArcBorrow<'_, Self>,
+        settings: &Settings,
+        is_zoned: bool,
+    ) -> Result<Arc<Member>> {
+        let queue = KBox::new(Queue::new(is_zoned)?, GFP_KERNEL)?;
+        self.make_room()?;
+        let promise = promise_of(settings);
+        let slot = {
+            let now = self.now();
+            let mut state = self.state.lock();
+            state.scheduler.add(&promise, now).ok_or(ENOMEM)?
+        };
+        let member = Arc::pin_init(
+            try_pin_init!(Member {
+                group: self.into(),
+                slot,
+                limits: Limits::new(),
+                traffic <- Traffic::new(),
+                waiting: [Atomic::new(0), Atomic::new(0)],
+                is_open: Atomic::new(false),
+                is_zoned,
+            }),
+            GFP_KERNEL,
+        );
+        let mut state = self.state.lock();
+        let member = member.inspect_err(|_| state.scheduler.remove(slot))?;
+        member.limits.apply(settings, self.now());
+        if let Some(entry) = state.entries.get_mut(slot.index()) {
+            *entry = Some(Entry {
+                member: member.clone(),
+                queue,
+            });
+        }
+        Ok(member)
+    }
+
+    /// Makes room for another member.
+    fn make_room(&self) -> Result {
+        let room = {
+            let state = self.state.lock();
+            if state.entries.iter().any(Option::is_none) {
+                return Ok(());
+            }
+            state.scheduler.room()
+        };
+        let room = room.saturating_mul(2).max(FIRST_ROOM);
+        let mut storage = Storage::with_room(room).ok_or(ENOMEM)?;
+        let mut entries = KVVec::with_capacity(room as usize, GFP_KERNEL)?;
+        {
+            let mut state = self.state.lock();
+            storage = state.scheduler.grow(storage);
+            for entry in state.entries.drain_all() {
+                // There is room for all.
+                let _ = entries.push_within_capacity(entry);
+            }
+            while entries.push_within_capacity(None).is_ok() {}
+            mem::swap(&mut entries, &mut state.entries);
+        }
+        // Where it may sleep.
+        drop((storage, entries));
+        Ok(())
+    }
+
+    /// Changes what the members share, for what waits already as well.
+    pub(crate) fn set_capacity(self: ArcBorrow<'_, Self>, capacity: &Capacity, burst_ms: u64) {
+        let limits = Settings {
+            iops: capacity.iops,
+            bps: capacity.bps,
+            burst_ms,
+            ..Settings::DEFAULT
+        };
+        {
+            let mut state = self.state.lock();
+            state.price = mclock::Capacity::new(capacity.iops, capacity.bps);
+            self.capacity.apply(&limits, self.now());
+            self.depth.store(capacity.depth, Relaxed);
+            self.governs.store(*capacity != Capacity::NONE, Relaxed);
+        }
+        self.kick();
+    }
+
+    /// The last member has gone. What it left behind (work, a timer) ends. Process context.
+    pub(crate) fn end(&self) {
+        // The work arms the timer only when a bio waits. But a timer may be about to fire that it
+        // armed before, and queue the work once more.
+        self.queue.flush();
+        drop(self.armed.lock().take());
+        self.queue.flush();
+        // Work and timer hold no reference any more. So it is not the work that drops the last one,
+        // and with it the queue it runs on.
+    }
+
+    /// Now, in ticks.
+    #[inline]
+    fn now(&self) -> u64 {
+        (self.epoch.elapsed().as_nanos() as u64) * TICKS_PER_NS
+    }
+
+    /// Has the work look at what waits. Any context.
+    fn kick(self: ArcBorrow<'_, Self>) {
+        // Queued already is as well.
+        let _ = self.queue.enqueue::<Arc<Self>, 0>(self.into());
+    }
+
+    /// Lets an I/O in flight if there is room; says whether it is to be counted.
+    #[inline]
+    fn try_enter(&self) -> Option<bool> {
+        let depth = self.depth.load(Relaxed);
+        if depth == 0 {
+            return Some(false);
+        }
+        let mut in_flight = self.in_flight.load(Relaxed);
+        while in_flight < depth {
+            match self.in_flight.cmpxchg(in_flight, in_flight + 1, Relaxed) {
+                Ok(_) => return Some(true),
+                Err(current) => in_flight = current,
+            }
+        }
+        None
+    }
+
+    /// Lets an I/O in flight whatever comes; says whether it is to be counted.
+    fn enter(&self) -> bool {
+        let is_counted = self.depth.load(Relaxed) != 0;
+        if is_counted {
+            self.in_flight.add(1, Relaxed);
+        }
+        is_counted
+    }
+
+    /// Is there room below? If not, who makes room will kick the work.
+    fn has_room(&self) -> bool {
+        let has_room = || {
+            let depth = self.depth.load(Relaxed);
+            depth == 0 || self.in_flight.load(Relaxed) < depth
+        };
+        if has_room() {
+            return true;
+        }
+        self.is_contended.store(true, Relaxed);
+        // Pairs with the full ordering in `leave`.
+        smp_mb(Full);
+        has_room()
+    }
+
+    /// An I/O that was counted has ended. Any context.
+    fn leave(self: ArcBorrow<'_, Self>) {
+        // Pairs with the barrier in `has_room`.
+        self.in_flight.fetch_sub(1, Full);
+        if self.is_contended.load(Relaxed) {
+            self.kick();
+        }
+    }
+
+    /// What is to be done next with what waits.
+    fn next(&self, state: &mut State, now: u64) -> Step {
+        loop {
+            let slot = match state.scheduler.next(now) {
+                mclock::Next::Dispatch(slot, _) => slot,
+                mclock::Next::Wait(until) => {
+                    self.is_contended.store(false, Relaxed);
+                    return Step::Wait(until);
+                }
+                mclock::Next::Nothing => {
+                    self.is_contended.store(false, Relaxed);
+                    return Step::Nothing;
+                }
+            };
+            let next = match state.entry(slot) {
+                Some(entry) => entry.queue.next(&entry.member.limits, now),
+                None => Next::Nothing,
+            };
+            // Others may have been charged since the scheduler was told.
+            let direction = match next {
+                Next::Release(direction) => direction,
+                Next::Wait(until) => {
+                    state.scheduler.set_eligible(slot, until, now);
+                    continue;
+                }
+                Next::Nothing => {
+                    state.scheduler.idle(slot, now);
+                    continue;
+                }
+            };
+            if self.governs.load(Relaxed) {
+                let charge = state.entry(slot).and_then(|entry| entry.queue.first(direction));
+                let eligible = self.capacity.eligible(direction, charge.unwrap_or_default());
+                if eligible > now {
+                    self.is_contended.store(true, Relaxed);
+                    return Step::Wait(eligible);
+                }
+                if !self.has_room() {
+                    return Step::Wait(NEVER);
+                }
+            }
+            return Step::Release(slot, direction);
+        }
+    }
+
+    /// Takes out and charges what [`Self::next`] said. `None` when somebody else took the room below.
+    fn take(
+        &self,
+        state: &mut State,
+        slot: Slot,
+        direction: Direction,
+        now: u64,
+    ) -> Option<MappedBio<Held>> {
+        let governs = self.governs.load(Relaxed);
+        let is_counted = governs && self.try_enter()?;
+        let price = state.price;
+        let entry = state.entry(slot)?;
+        let mut bio = entry.queue.pop(direction)?;
+        let Held { since, charge, .. } = *bio.data();
+        bio.data_mut().is_counted = is_counted;
+
+        let limits = &entry.member.limits;
+        limits.charge_held(direction, charge, since, now);
+        let eligible = entry.queue.eligible(limits);
+        if governs {
+            self.capacity.charge_held(direction, charge, since, now);
+        }
+        state.scheduler.served(slot, Self::cost(charge, price), now);
+        match eligible {
+            Some(eligible) => state.scheduler.set_eligible(slot, eligible, now),
+            None => state.scheduler.idle(slot, now),
+        }
+        Some(bio)
+    }
+
+    /// The first bio that is due, taken out, or when there will be one.
+    fn release_one(&self) -> Out {
+        let now = self.now();
+        let mut state = self.state.lock();
+        if now >= state.look_at {
+            state.look(now);
+        }
+        let mut bio = state.released.pop_front();
+        if bio.is_none() {
+            bio = match self.next(&mut state, now) {
+                Step::Release(slot, direction) => self.take(&mut state, slot, direction, now),
+                step => {
+                    // Disks are to be looked at while anything waits for them.
+                    let until = match step {
+                        Step::Wait(until) => Some(until.min(now + LOOK_AFTER)),
+                        _ => None,
+                    };
+                    state.armed_until = until.unwrap_or(NEVER);
+                    return Out::Sleep(until);
+                }
+            };
+        }
+        let Some(bio) = bio else {
+            return Out::Again;
+        };
+        let Held { since, member, .. } = *bio.data();
+        let waited = now.saturating_sub(since) / TICKS_PER_US;
+        let member = match member.and_then(|slot| state.entry(slot)) {
+            Some(entry) => {
+                entry.queue.times[bio.direction() as usize].record(waited);
+                Some(entry.member.clone())
+            }
+            None => None,
+        };
+        drop(state);
+        match member {
+            Some(member) => Out::Submit(bio, member),
+            // A member outlives its bios.
+            None => Out::Again,
+        }
+    }
+
+    /// What an I/O costs a member.
+    fn cost(charge: Charge, price: mclock::Capacity) -> mclock::Cost {
+        mclock::Cost {
+            ios: charge.ios,
+            bytes: charge.bytes,
+            time: price.time(charge.ios, charge.bytes),
+        }
+    }
+}
+
+/// What the work is to do.
+enum Out {
+    /// Submit this bio of that member.
+    Submit(MappedBio<Held>, Arc<Member>),
+    /// Look once more.
+    Again,
+    /// Nothing before this time, if ever.
+    Sleep(Option<u64>),
+}
+
+impl WorkItem for Group {
+    type Pointer = Arc<Group>;
+
+    fn run(this: Arc<Group>) {
+        // Cancels the timer.
+        drop(this.armed.lock().take());
+        loop {
+            match this.release_one() {
+                Out::Submit(bio, member) => member.submit(bio),
+                Out::Again => {}
+                Out::Sleep(None) => break,
+                Out::Sleep(Some(until)) => {
+                    let until = this.epoch + Delta::from_nanos(ticks_to_ns(until) as i64);
+                    let handle = this.clone().start(until);
+                    *this.armed.lock() = Some(handle);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl HrTimerCallback for Group {
+    type Pointer<'a> = Arc<Self>;
+
+    fn run(this: ArcBorrow<'_, Self>, _: HrTimerCallbackContext<'_, Self>) -> HrTimerRestart {
+        this.kick();
+        HrTimerRestart::NoRestart
+    }
+}
+
+impl Member {
+    /// Lets a bio pass or holds it. Process context.
+    #[inline]
+    pub(crate) fn admit(
+        &self,
+        mut bio: MappedBio<Held>,
+        direction: Direction,
+        charge: Charge,
+    ) -> Admission {
+        let group = &*self.group;
+        let [reads, writes] = &self.waiting;
+        let (mine, both) = {
+            let (reads, writes) = (reads.load(Acquire), writes.load(Acquire));
+            ([reads, writes][direction as usize], reads | writes)
+        };
+        let governs = group.governs.load(Relaxed);
+        let is_limited = governs || self.limits.concern(direction);
+        if mine == 0 && (!is_limited || self.is_open.load(Acquire)) {
+            return Admission::Pass(bio);
+        }
+
+        let now = group.now();
+        // Somebody important would wait behind somebody who is not.
+        if bio
+            .flags()
+            .any_of(Flags::META.or(Flags::PRIO).or(Flags::SWAP))
+            && !(self.is_zoned && direction == Direction::Write)
+        {
+            if !self.is_open.load(Relaxed) {
+                self.charge(&mut bio, direction, charge, now);
+            }
+            return Admission::Pass(bio);
+        }
+
+        let nobody_first = if self.limits.are_shared() {
+            both == 0
+        } else {
+            mine == 0
+        };
+        if nobody_first
+            && !(governs && group.is_contended.load(Relaxed))
+            && self.try_charge(&mut bio, direction, charge, now)
+        {
+            return Admission::Pass(bio);
+        }
+        self.hold(bio, direction, charge, now)
+    }
+
+    /// Charges a bio if it may leave now, as far as limits, capacity and room below go.
+    #[inline]
+    fn try_charge(
+        &self,
+        bio: &mut MappedBio<Held>,
+        direction: Direction,
+        charge: Charge,
+        now: u64,
+    ) -> bool {
+        let group = &*self.group;
+        if !self.limits.try_charge(direction, charge, now) {
+            return false;
+        }
+        if !group.governs.load(Relaxed) {
+            return true;
+        }
+        if group.capacity.try_charge(direction, charge, now) {
+            if let Some(is_counted) = group.try_enter() {
+                bio.data_mut().is_counted = is_counted;
+                return true;
+            }
+            group.capacity.refund(direction, charge);
+        }
+        self.limits.refund(direction, charge);
+        false
+    }
+
+    /// Charges a bio that leaves now whatever comes.
+    #[cold]
+    fn charge(
+        &self,
+        bio: &mut MappedBio<Held>,
+        direction: Direction,
+        charge: Charge,
+        now: u64,
+    ) {
+        let group = &*self.group;
+        self.limits.charge(direction, charge, now);
+        if group.governs.load(Relaxed) {
+            group.capacity.charge(direction, charge, now);
+            bio.data_mut().is_counted = group.enter();
+            if group.is_contended.load(Relaxed) {
+                let mut state = group.state.lock();
+                let cost = Group::cost(charge, state.price);
+                state.scheduler.served(self.slot, cost, now);
+            }
+        }
+    }
+
+    /// The part of [`Self::admit`] that takes the lock.
+    #[cold]
+    fn hold(
+        &self,
+        mut bio: MappedBio<Held>,
+        direction: Direction,
+        charge: Charge,
+        now: u64,
+    ) -> Admission {
+        let group = &*self.group;
+        let must_not_wait = bio.flags().any_of(Flags::NOWAIT);
+        let waiting = &self.waiting[direction as usize];
+
+        let mut state = group.state.lock();
+        let is_open = self.is_open.load(Relaxed);
+        let is_first = waiting.load(Acquire) == 0;
+        if is_first {
+            // What goes to a disk that is gone fails there. When only the other direction waits, and
+            // not for what this bio needs, there is no reason to wait either.
+            if is_open
+                || bio.device_is_dead()
+                || (!self.is_before(&mut state, now)
+                    && self.try_charge(&mut bio, direction, charge, now))
+            {
+                return Admission::Pass(bio);
+            }
+        }
+        if must_not_wait {
+            return Admission::WouldBlock(bio);
+        }
+
+        bio.prepare_to_hold();
+        *bio.data_mut() = Held {
+            since: now,
+            charge,
+            member: Some(self.slot),
+            is_counted: false,
+        };
+        waiting.add(1, Relaxed);
+        if is_open {
+            state.released.push_back(bio);
+            drop(state);
+            self.group.as_arc_borrow().kick();
+            return Admission::Held;
+        }
+        let Some(entry) = state.entry(self.slot) else {
+            // There is one as long as there is a bio.
+            return Admission::Held;
+        };
+        let was_empty = entry.queue.is_empty();
+        entry.queue.push(direction, bio);
+        let eligible = entry.queue.eligible(&self.limits).unwrap_or(now);
+        if was_empty {
+            state.scheduler.backlogged(self.slot, eligible, now);
+        } else {
+            state.scheduler.set_eligible(self.slot, eligible, now);
+        }
+        if !is_first {
+            return Admission::Held;
+        }
+
+        // Who waits first may be next of all: then it need not wait for the work.
+        let is_due = match group.next(&mut state, now) {
+            Step::Nothing => false,
+            Step::Wait(until) => until < state.armed_until,
+            Step::Release(slot, next) if slot == self.slot && next == direction => {
+                if let Some(bio) = group.take(&mut state, slot, direction, now) {
+                    waiting.fetch_sub(1, Relaxed);
+                    return Admission::Pass(bio);
+                }
+                false
+            }
+            Step::Release(..) => true,
+        };
+        drop(state);
+        if is_due {
+            self.group.as_arc_borrow().kick();
+        }
+        Admission::Held
+    }
+
+    /// Is something that waits in the group about to be released?
+    fn is_before(&self, state: &mut State, now: u64) -> bool {
+        state.scheduler.has_ready(now)
+    }
+
+    /// A bio ended that this member let pass. Any context.
+    #[inline]
+    pub(crate) fn ended(&self, held: &Held) {
+        if held.is_counted {
+            self.group.as_arc_borrow().leave();
+        }
+    }
+
+    /// Submits a bio that was held. Process context.
+    fn submit(&self, bio: MappedBio<Held>) {
+        let direction = bio.direction();
+        self.traffic.count(direction, bio.data().charge);
+        bio.submit();
+        // Only now may others pass.
+        self.waiting[direction as usize].fetch_sub(1, Release);
+    }
+
+    /// Changes the limits and what is promised, for what waits already as well. Process context.
+    pub(crate) fn apply(&self, settings: &Settings) {
+        let group = self.group.as_arc_borrow();
+        {
+            let now = group.now();
+            let mut state = group.state.lock();
+            self.limits.apply(settings, now);
+            state
+                .scheduler
+                .set_promise(self.slot, &promise_of(settings), now);
+            let entry = state.entry(self.slot);
+            if let Some(eligible) = entry.and_then(|entry| entry.queue.eligible(&self.limits)) {
+                state.scheduler.set_eligible(self.slot, eligible, now);
+            }
+        }
+        group.kick();
+    }
+
+    /// Do limits and capacity not apply? What waits is let go when they cease to. Process context.
+    pub(crate) fn set_open(&self, is_open: bool) {
+        let group = self.group.as_arc_borrow();
+        {
+            let mut state = group.state.lock();
+            self.is_open.store(is_open, Release);
+            if is_open {
+                state.release_all(self.slot, group.now());
+            }
+        }
+        group.kick();
+    }
+
+    /// Leaves the group. No bio may be in flight, nor come. Process context.
+    pub(crate) fn remove(&self) {
+        let mut state = self.group.state.lock();
+        state.scheduler.remove(self.slot);
+        let entry = state
+            .entries
+            .get_mut(self.slot.index())
+            .and_then(Option::take);
+        drop(state);
+        drop(entry);
+    }
+
+    /// How many wait in a direction.
+    pub(crate) fn waiting(&self, direction: Direction) -> u64 {
+        self.waiting[direction as usize].load(Relaxed)
+    }
+
+    /// How long those waited in a direction that do not any more.
+    pub(crate) fn times<R>(&self, direction: Direction, look: impl FnOnce(&Histogram) -> R) -> R
+    where
+        R: Default,
+    {
+        match self.group.state.lock().entry(self.slot) {
+            Some(entry) => look(&entry.queue.times[direction as usize]),
+            None => R::default(),
+        }
+    }
+
+    /// Whether the reservation was met since the last reset.
+    pub(crate) fn windows(&self) -> Windows {
+        let now = self.group.now();
+        self.group.state.lock().scheduler.windows(self.slot, now)
+    }
+
+    /// Forgets what happened so far.
+    pub(crate) fn reset(&self) {
+        self.traffic.reset();
+        let now = self.group.now();
+        let mut state = self.group.state.lock();
+        state.scheduler.reset_windows(self.slot, now);
+        if let Some(entry) = state.entry(self.slot) {
+            entry.queue.times.iter_mut().for_each(|times| times.clear());
+        }
+    }
+}
+
+fn promise_of(settings: &Settings) -> Promise {
+    Promise {
+        ios: settings.reserve_iops,
+        bytes: settings.reserve_bps,
+        weight: settings.weight as u32,
+    }
+}

@@ -1,0 +1,283 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Runs: vm uml
+# Timeout: 300
+#
+# Devices that share a capacity: who gets how much of it, what is refused, and that members come and
+# go as they like.
+
+. "$(dirname "$0")/common.sh"
+
+SECTORS=131072
+DEPTH=32
+
+# count NAME...: COUNTS becomes how many reads are done.
+count() {
+	local name minor stat
+	COUNTS=()
+	for name; do
+		minor=${MINOR[$name]:-$(dmsetup info -c --noheadings -o minor "$name")}
+		MINOR[$name]=$minor
+		read -r -a stat <"/sys/block/dm-$minor/stat"
+		COUNTS+=("${stat[0]}")
+	done
+	TIME=${EPOCHREALTIME/./}
+}
+
+# rates_of NAME...: over some seconds, with all of them busy. RATES becomes I/Os per second.
+rates_of() {
+	local before time index name
+	local -A MINOR=()
+	for name; do
+		check "$name: I/O waits" wait_for 60 field_is "$name" read_held_total -gt 20
+	done
+	count "$@"
+	before=("${COUNTS[@]}") time=$TIME
+	sleep 4
+	count "$@"
+	RATES=()
+	for index in "${!COUNTS[@]}"; do
+		RATES+=($(((COUNTS[index] - before[index]) * 1000000 / (TIME - time))))
+	done
+	diag "I/Os per second: $* are ${RATES[*]}"
+}
+
+capacity_is_shared_by_weight() {
+	make_disk d
+	make_qos one d group g group_iops 800 weight 100
+	make_qos three d group g weight 300
+	io_starts one randread "$DEPTH"
+	io_starts three randread "$DEPTH"
+	rates_of one three
+	check_within "of weight 1" "${RATES[0]}" 180 220
+	check_within "of weight 3" "${RATES[1]}" 540 660
+	check "weights can be changed" dmsetup message one 0 set weight 300
+	rates_of one three
+	check_within "of equal weight" "${RATES[0]}" 360 440
+	check_within "of equal weight" "${RATES[1]}" 360 440
+}
+
+a_reservation_holds_whatever_the_neighbours_do() {
+	make_disk d
+	make_qos small d group g group_iops 800 reserve_iops 300 weight 1
+	make_qos big d group g weight 10000
+	make_qos bigger d group g weight 10000
+	io_starts big randread 128
+	io_starts bigger randread 128
+	io_starts small randread "$DEPTH"
+	rates_of small big bigger
+	check_within "reserved" "${RATES[0]}" 285 330
+	check_within "left over, shared" "${RATES[1]}" 225 275
+	check "it is said to be met" [ "$(field small reservation)" = met ]
+	check "over windows that were looked at" field_is small reserve_windows -gt 20
+	check "the others have none" [ "$(field big reservation)" = none ]
+}
+
+what_one_does_not_use_the_others_get() {
+	make_disk d
+	make_qos idle d group g group_iops 800 reserve_iops 700
+	make_qos busy d group g weight 1
+	io_starts busy randread "$DEPTH"
+	rates_of busy
+	check_within "all of it" "${RATES[0]}" 740 840
+}
+
+a_members_own_limit_holds_in_a_group() {
+	make_disk d
+	make_qos slow d group g group_iops 800 iops 100 weight 10000
+	make_qos fast d group g weight 1
+	io_starts slow randread "$DEPTH"
+	io_starts fast randread "$DEPTH"
+	rates_of slow fast
+	check_within "limited" "${RATES[0]}" 90 110
+	check_within "the rest" "${RATES[1]}" 640 740
+}
+
+in_flight() {
+	local reads writes
+	read -r reads writes <"/sys/block/d/inflight"
+	echo $((reads + writes))
+}
+
+no_more_are_in_flight_than_the_depth() {
+	local sample most=0 now name
+	make_disk d irqmode=2 completion_nsec=20000000 hw_queue_depth=256
+	make_qos one d group g group_depth 6
+	make_qos two d group g
+	io_starts one randread "$DEPTH"
+	io_starts two randread "$DEPTH"
+	rates_of one two
+	for ((sample = 0; sample < 200; sample++)); do
+		now=$(in_flight)
+		most=$((now > most ? now : most))
+	done
+	check_within "in flight below" "$most" 1 6
+	check "they share" [ "${RATES[0]}" -lt $((RATES[1] * 2)) ]
+	check "they share" [ "${RATES[1]}" -lt $((RATES[0] * 2)) ]
+	check "a larger depth" dmsetup message one 0 set group_depth 60
+	check "is used" wait_for 20 eval '[ "$(in_flight)" -gt 20 ]'
+}
+
+bytes_can_be_shared_too() {
+	make_disk d
+	make_qos large d group g group_bps 16M
+	make_qos small d group g
+	io_starts large randread "$DEPTH" --bs=64k
+	io_starts small randread "$DEPTH" --bs=16k
+	rates_of large small
+	check_within "half of the bytes in large I/Os" "${RATES[0]}" 115 141
+	check_within "half of the bytes in small I/Os" "${RATES[1]}" 460 564
+}
+
+the_capacity_belongs_to_the_group() {
+	make_disk d
+	make_qos one d group g group_iops 800
+	make_qos two d group g
+	check "every member shows it" table_has two "group_iops 800"
+	check "any may change it" dmsetup message two 0 set group_iops 400 group_bps 1G
+	check "the change shows" table_has one "group_iops 400 group_bps 1073741824"
+	check "it survives a suspend" dmsetup suspend one
+	check "and a resume" dmsetup resume one
+	check "as it is" table_has two "group_iops 400 group_bps 1073741824"
+	check "what a table says counts from its resume on" dmsetup reload two \
+		--table "$(qos_table d group g group_iops 500)"
+	check "not before" table_has one "group_iops 400"
+	check "the table is resumed" dmsetup suspend two
+	check "the table is resumed" dmsetup resume two
+	check "now it counts" table_has one "group_iops 500"
+	remove_qos one
+	remove_qos two
+	make_qos three d group g
+	check "a group that was left is forgotten" table_has three "2 group g"
+}
+
+table_has() {
+	[[ $(dmsetup table "$1") == *" $2"* ]] || {
+		diag "table: $(dmsetup table "$1")"
+		return 1
+	}
+}
+
+logged() {
+	[[ $(kmsg_since_mark) == *"qos: $1"* ]] || {
+		diag "log: $(kmsg_since_mark)"
+		return 1
+	}
+}
+
+no_more_is_reserved_than_there_is() {
+	make_disk d
+	make_qos one d group g group_iops 800 reserve_iops 500
+	kmsg_mark
+	check "too much is refused" fails dmsetup create two \
+		--table "$(qos_table d group g reserve_iops 301)"
+	check "with the reason" logged \
+		"reserve_iops: all reservations in group g come to 801, group_iops is 800"
+	make_qos two d group g reserve_iops 300
+	check "not by message either" fails dmsetup message two 0 set reserve_iops 301
+	check "nor by a smaller capacity" fails dmsetup message two 0 set group_iops 799
+	check "nothing has changed" table_has two "reserve_iops 300 group_iops 800"
+	check "a reload does not count twice" dmsetup reload one \
+		--table "$(qos_table d group g reserve_iops 500)"
+	check "but with the larger one" fails dmsetup reload one \
+		--table "$(qos_table d group g reserve_iops 501)"
+	check "a smaller one makes room" dmsetup message one 0 set reserve_iops 100
+	dmsetup clear one
+	check "for others" dmsetup message two 0 set reserve_iops 700
+}
+
+what_needs_a_group_is_refused_without() {
+	local key
+	make_disk d
+	for key in "reserve_iops 1" "reserve_bps 1M" "weight 5" "group_iops 1" "group_bps 1" \
+		"group_depth 1"; do
+		kmsg_mark
+		# shellcheck disable=SC2086 # a key and its value
+		check "$key" fails dmsetup create q --table "$(qos_table d $key)"
+		check "$key" logged "${key% *}: needs a group"
+	done
+	make_qos q d group g
+	kmsg_mark
+	check "a message cannot change it" fails dmsetup message q 0 set group h
+	check "and says so" logged "message: group: \"h\" needs a new table"
+	check "a name" fails dmsetup create r --table "$(qos_table d group 'a;b')"
+	check "a name has rules" logged 'group: "a;b" is not a name'
+	kmsg_mark
+	check "no more reserved than allowed" fails dmsetup create r \
+		--table "$(qos_table d group g iops 10 reserve_iops 11)"
+	check "and says so" logged 'reserve_iops: "11" is more than iops 10'
+}
+
+one_leaves_while_others_wait() {
+	make_disk d
+	make_qos one d group g group_iops 50
+	make_qos two d group g
+	io_starts one randread "$DEPTH"
+	io_starts two randread "$DEPTH"
+	held one read 10
+	held two read 10
+	check "a suspend lets its own I/O go" takes_at_most 5 dmsetup suspend one
+	check "nothing of it waits" field_is one read_held -eq 0
+	check "the others wait" field_is two read_held -ge 10
+	check "it comes back" dmsetup resume one
+	check "and waits again" held one read 10
+	check "to another group" dmsetup reload one --table "$(qos_table d group h)"
+	check "it goes" takes_at_most 5 dmsetup resume one
+	check "and waits for nobody" wait_for 10 field_is one read_held -eq 0
+	check "the capacity stays" table_has two "group_iops 50"
+}
+
+members_come_and_go_under_load() {
+	local round
+	make_disk d
+	make_qos stays d group g group_iops 2000 group_depth 16
+	io_starts stays randread 64
+	for ((round = 0; round < 10; round++)); do
+		make_qos "comes$round" d group g reserve_iops 100
+		dd "if=/dev/mapper/comes$round" of=/dev/null bs=4k count=20 iflag=direct \
+			status=none || fail "round $round"
+	done
+	for ((round = 0; round < 10; round++)); do
+		check "round $round" dmsetup remove --retry "comes$round"
+	done
+	check "who stays goes on" wait_for 10 field_is stays read_ios -gt \
+		$(($(field stays read_ios) + 100))
+}
+
+# in_cgroup NAME COMMAND...: with a cgroup of its own.
+in_cgroup() {
+	local cgroup=/sys/fs/cgroup/$1
+	shift
+	mkdir -p "$cgroup"
+	(echo $BASHPID >"$cgroup/cgroup.procs" && exec "$@")
+}
+
+# A deep queue of one does not starve another's shallow one.
+cgroups_take_turns() {
+	local deep shallow
+	echo +io >/sys/fs/cgroup/cgroup.subtree_control || return
+	make_disk d
+	make_qos q d iops 200 burst_ms 0
+	at_exit "rmdir /sys/fs/cgroup/deep /sys/fs/cgroup/shallow"
+	in_cgroup deep fio --name=deep --filename=/dev/mapper/q --rw=randread --bs=4k --direct=1 \
+		--ioengine=libaio --iodepth=64 --time_based --runtime=600 --thread \
+		>/tmp/deep.fio 2>&1 &
+	deep=$!
+	at_exit "no_limits q; io_stops $deep"
+	held q read 50
+	# Alone it would get the whole of the limit, in line a 65th of it.
+	in_cgroup shallow dd if=/dev/mapper/q of=/dev/null bs=4k count=200 iflag=direct \
+		status=none &
+	shallow=$!
+	check "200 I/Os take no more than 4 times as long as alone" takes_at_most 4 wait "$shallow"
+	check "the other goes on" field_is q read_held -ge 30
+}
+
+set_up || exit
+run_cases capacity_is_shared_by_weight a_reservation_holds_whatever_the_neighbours_do \
+	what_one_does_not_use_the_others_get a_members_own_limit_holds_in_a_group \
+	no_more_are_in_flight_than_the_depth bytes_can_be_shared_too \
+	the_capacity_belongs_to_the_group no_more_is_reserved_than_there_is \
+	what_needs_a_group_is_refused_without one_leaves_while_others_wait \
+	members_come_and_go_under_load cgroups_take_turns
