@@ -10,20 +10,22 @@ MAKEFLAGS += --no-print-directory
 KERNEL ?= release
 # Tests whose name matches.
 T ?=
+# Which benchmarks; none: all.
+B ?=
 export KDIR KSRC V
 
 # $(call tools,GROUPS): the environment that scripts/tools.sh finds or installs.
 tools = set -aeo pipefail; tools=$$(scripts/tools.sh $(1)); eval "$$tools"; set +a
 
-.PHONY: help demo check modules kernel vm lint install clean print-KDIR
+.PHONY: help demo check bench modules kernel vm lint install clean print-KDIR
 
 help: ## this list
 	@echo 'Ferrule: memory and storage virtualisation for Linux, in Rust. Commands:'
 	@sed -n 's/^\([a-zA-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14 | sed 's/^/  make /'
 	@echo
-	@echo 'Variables: KERNEL=release|checking|uml, T=PATTERN (check), KDIR=a built kernel of your own,'
-	@echo 'KSRC=a kernel source tree of your own, RUSTC, LLVM (such as -22), BINDGEN, V=1,'
-	@echo 'FERRULE_CACHE (source, kernels and tools; ~/.cache/ferrule)'
+	@echo 'Variables: KERNEL=release|checking|uml, T=PATTERN (check), B=NAME (bench),'
+	@echo 'KDIR=a built kernel of your own, KSRC=a kernel source tree of your own, RUSTC,'
+	@echo 'LLVM (such as -22), BINDGEN, V=1, FERRULE_CACHE (source, kernels and tools; ~/.cache/ferrule)'
 
 demo: ## from a fresh machine to all three modules at work, with a table of what was measured
 	@$(call tools,build vm); kdir=$$(scripts/kernel.sh release); \
@@ -33,6 +35,11 @@ demo: ## from a fresh machine to all three modules at work, with a table of what
 check: ## all tests, or those that match T=PATTERN; KERNEL=checking: with lockdep and KASAN
 	@$(call tools,build vm test); export V; \
 	"$$VENV/bin/python3" scripts/check.py --kernel "$(KERNEL)" --match "$(T)"
+
+bench: ## benchmarks against the C peers, in out/bench/, or only B=NAME
+	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \
+	scripts/modules.sh "$$kdir" out/modules/release; \
+	"$$VENV/bin/python3" scripts/bench.py --kdir "$$kdir" $(B)
 
 modules: ## the three .ko files, in out/modules/, against the cached kernel or KDIR=
 	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""Run the benchmarks, as `make bench` does: bench.py [NAME...], all of them without a name.
+
+Each writes out/bench/NAME.json and prints a table. A goal that is missed is no failure of the
+benchmark: the status is non-zero when one could not be run.
+"""
+
+import argparse
+import importlib
+import pathlib
+import pkgutil
+import subprocess
+import sys
+import time
+
+import benchmarks
+import vm
+from benchmarks.results import OUT, BenchmarkError, Results
+from rich.console import Console
+
+# What is in the package and is no benchmark.
+SHARED = {"lab", "results"}
+
+
+def names() -> list[str]:
+    """All benchmarks."""
+    found = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
+    return sorted(found - SHARED)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kdir", type=pathlib.Path, help="a kernel build of your own")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names()))
+    args = parser.parse_args()
+    unknown = set(args.names) - set(names())
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(names())}")
+
+    OUT.mkdir(parents=True, exist_ok=True)
+    # Wide tables, also in a file.
+    console = Console(width=160)
+    failed = False
+    for name in args.names or names():
+        started = time.monotonic()
+        try:
+            results = Results(name, args.kdir or vm.find_kdir("release"), console)
+            importlib.import_module(f"benchmarks.{name}").run(results)
+        except (vm.GuestError, BenchmarkError, subprocess.CalledProcessError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        path = results.write().relative_to(vm.ROOT)
+        results.show()
+        results.say(f"{path}, {(time.monotonic() - started) / 60:.1f} minutes")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
