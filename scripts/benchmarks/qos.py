@@ -156,6 +156,7 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
     options |= {"norandommap": 1, "io_size": "1t"}
     cpu = {name: [] for name in found}
     iops = {name: [] for name in found}
+    deviation = {name: [] for name in found}
     for turn in range(HELD_ROUNDS + 1):
         results.say(f"{HELD_IOS:,} reads at {HELD_IOPS:,} a second, round {turn}")
         for name, path in found.items():
@@ -171,6 +172,7 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
             if turn:
                 cpu[name].append((busy[1] - busy[0]) / HELD_IOS)
                 iops[name].append(done["held"]["read"]["iops"])
+                deviation[name].append(done["held"]["read"]["clat_ns"]["stddev"] / 1e3)
     for peer in list(found)[1:]:
         results.add(
             f"CPU time per held read, {HELD_IOPS:,} a second, depth {HELD_DEPTH}",
@@ -185,6 +187,14 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
             "IOPS",
             iops["qos"],
             peer=iops[peer],
+            peer_name=peer,
+        )
+        # To let I/O go in batches is cheap, and uneven.
+        results.add(
+            "standard deviation of its latency",
+            "us",
+            deviation["qos"],
+            peer=deviation[peer],
             peer_name=peer,
         )
 
