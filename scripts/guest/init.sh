@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Process 1 of a guest that does without virtme-ng's (user-mode Linux, the checking kernel), over the
-# host's root file system, which it must not change.
+# Process 1 of a guest that does without virtme-ng's, as most tests do, over the host's root file
+# system, which it must not change.
 
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb
 
