@@ -61,6 +61,7 @@ at_exit() {
 	CASE_AT_EXIT=("$*" "${CASE_AT_EXIT[@]}")
 }
 
+# By a trap, where a bare "return" in a function returns the status that the case ended with.
 __case_cleanup() {
 	local command
 	for command in "${CASE_AT_EXIT[@]}"; do
@@ -98,6 +99,81 @@ unload_module() {
 	rmmod "$1"
 }
 
+# remove_module NAME: if it is loaded. What has just let go of it may be on its way still.
+remove_module() {
+	! module_is_loaded "$1" || wait_for 10 unload_module "$1" 2>/dev/null
+}
+
+# What udev would do to each new device takes longer than the tests, and its I/O would be counted,
+# and held. So dmsetup makes the nodes itself, and does not find udev, which it would complain
+# about each time.
+udev_off() {
+	export DM_DISABLE_UDEV=1
+	[ -S /run/udev/control ] || return 0
+	udevadm control --stop-exec-queue && mv /run/udev/control /run/udev/control.off
+}
+
+udev_on() {
+	[ -S /run/udev/control.off ] || return 0
+	mv /run/udev/control.off /run/udev/control && udevadm control --start-exec-queue
+}
+
+# How long a task may be in uninterruptible sleep, in seconds.
+case $FERRULE_KERNEL in
+checking) HANG_SECONDS=60 ;;
+*) HANG_SECONDS=10 ;;
+esac
+HUNG_TASK=/proc/sys/kernel/hung_task
+HUNG_TASK_BEFORE=()
+
+# watch_for_hangs: once a script. A case fails from now on when a task hung meanwhile, which is for
+# the kernel to see, or does still when the case is over. (The kernel does not count who waits for
+# direct I/O of its own.) Until watch_for_hangs_ends.
+watch_for_hangs() {
+	mapfile -t HUNG_TASK_BEFORE < \
+		<(cat ${HUNG_TASK}_timeout_secs ${HUNG_TASK}_check_interval_secs)
+	echo "$HANG_SECONDS" >${HUNG_TASK}_timeout_secs && echo 2 >${HUNG_TASK}_check_interval_secs
+}
+
+watch_for_hangs_ends() {
+	[ "${#HUNG_TASK_BEFORE[@]}" -gt 0 ] || return 0
+	echo "${HUNG_TASK_BEFORE[0]}" >${HUNG_TASK}_timeout_secs
+	echo "${HUNG_TASK_BEFORE[1]}" >${HUNG_TASK}_check_interval_secs
+	HUNG_TASK_BEFORE=()
+}
+
+# How many tasks the kernel has seen hang.
+hung_tasks() {
+	[ "${#HUNG_TASK_BEFORE[@]}" -eq 0 ] || cat ${HUNG_TASK}_detect_count
+}
+
+# tasks_in_d_state: process and thread of each.
+tasks_in_d_state() {
+	cat /proc/[0-9]*/task/[0-9]*/stat 2>/dev/null |
+		sed -n 's/^\([0-9]*\) (\(.*\)) D .*/\1 \2/p'
+}
+
+no_task_is_in_d_state() {
+	[ -z "$(tasks_in_d_state)" ]
+}
+
+# no_task_hangs BEFORE: BEFORE is what hung_tasks said.
+no_task_hangs() {
+	local pid name
+	[ "${#HUNG_TASK_BEFORE[@]}" -gt 0 ] || return 0
+	if ! wait_for "$HANG_SECONDS" no_task_is_in_d_state; then
+		while read -r pid name; do
+			diag "in D state: $pid $name"
+			diag "$(cat "/proc/$pid/stack" 2>&1)"
+		done < <(tasks_in_d_state)
+		return 1
+	fi
+	[ "$(hung_tasks)" = "$1" ] || {
+		diag "tasks hung meanwhile: $(($(hung_tasks) - $1)), see the kernel log"
+		return 1
+	}
+}
+
 # kmsg_mark, then kmsg_since_mark: what the kernel logged in between.
 kmsg_mark() {
 	CASE_KMSG_MARK="ferrule-selftest-mark-$$-$RANDOM"
@@ -110,7 +186,7 @@ kmsg_since_mark() {
 
 # run_cases NAME...: each in a subshell of its own, in order. CASES="a b" selects.
 run_cases() {
-	local name number=0 failed=0 status
+	local name number=0 failed=0 status hung
 	local cases=("$@")
 	# shellcheck disable=SC2206 # a list of words
 	[ -z "${CASES:-}" ] || cases=($CASES)
@@ -119,6 +195,7 @@ run_cases() {
 	echo "1..${#cases[@]}"
 	for name in "${cases[@]}"; do
 		number=$((number + 1))
+		hung=$(hung_tasks)
 		(
 			CASE_FAILED=0
 			CASE_AT_EXIT=()
@@ -127,6 +204,7 @@ run_cases() {
 			exit "$CASE_FAILED"
 		)
 		status=$?
+		no_task_hangs "$hung" || status=1
 		case $status in
 		0) echo "ok $number $name" ;;
 		"$KSFT_SKIP") echo "ok $number $name # SKIP $(cat "$CASE_SKIP")" ;;

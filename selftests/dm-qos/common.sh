@@ -8,30 +8,25 @@
 
 MODULE=dm-qos
 CONFIGFS=/sys/kernel/config/nullb
+HERE=$(dirname "${BASH_SOURCE[0]}")
+# How long something that must not hang may take, in seconds: the guest may be slow.
+# shellcheck disable=SC2034 # for those who source this
+PROMPT=$HANG_SECONDS
 
 # set_up: once a script.
 set_up() {
 	trap tear_down EXIT
 	udev_off
+	watch_for_hangs
 	modprobe null_blk nr_devices=0 && load_module "$MODULE"
 }
 
 tear_down() {
-	! module_is_loaded "$MODULE" || wait_for 10 unload_module "$MODULE" 2>/dev/null
-	! module_is_loaded null_blk || wait_for 10 rmmod null_blk 2>/dev/null
+	io_server_ends
+	remove_module "$MODULE"
+	remove_module null_blk
+	watch_for_hangs_ends
 	udev_on
-}
-
-# What udev reads from each new device would be counted and held. So dmsetup makes the nodes.
-udev_off() {
-	export DM_DISABLE_UDEV=1
-	[ -S /run/udev/control ] || return 0
-	udevadm control --stop-exec-queue && mv /run/udev/control /run/udev/control.off
-}
-
-udev_on() {
-	[ -S /run/udev/control.off ] || return 0
-	mv /run/udev/control.off /run/udev/control && udevadm control --start-exec-queue
 }
 
 # comes_and_goes ROUNDS: unload and load the module. Finding it anew each time would take longest.
@@ -56,6 +51,109 @@ make_disk() {
 	echo 1 >"$CONFIGFS/$name/power" && wait_for 5 test -b "/dev/$name"
 }
 
+# make_scsi_disk [PARAMETER=VALUE...]: a scsi_debug disk of 16 MiB, which goes with the case.
+# SCSI_DISK becomes its name.
+# shellcheck disable=SC2120 # not all give parameters
+make_scsi_disk() {
+	local block="/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*"
+	modprobe scsi_debug dev_size_mb=16 "$@" || return
+	at_exit "remove_module scsi_debug"
+	wait_for 10 compgen -G "$block" >/dev/null || return
+	SCSI_DISK=$(basename "$(compgen -G "$block")")
+	wait_for 10 test -b "/dev/$SCSI_DISK"
+}
+
+# make_linear NAME DISK: as make_qos, by dm-linear, to compare with.
+make_linear() {
+	dmsetup create "$1" --table "$(linear_table "$2")" || return
+	at_exit "remove_device $1"
+}
+
+# linear_table DISK
+linear_table() {
+	echo "0 $(sectors "$1") linear /dev/$1 0"
+}
+
+# remove_device NAME
+remove_device() {
+	! node "$1" >/dev/null || dmsetup remove --retry "$1"
+}
+
+# node NAME: such as dm-0. Without a process, as sectors.
+node() {
+	local file name
+	for file in /sys/block/dm-*/dm/name; do
+		if [ -e "$file" ] && read -r name <"$file" && [ "$name" = "$1" ]; then
+			file=${file#/sys/block/}
+			echo "${file%%/*}"
+			return 0
+		fi
+	done
+	return 1
+}
+
+# sectors DISK: how many it has. DISK may be mapper/NAME.
+sectors() {
+	local disk=$1 size
+	[ "${disk#mapper/}" = "$disk" ] || disk=$(node "${disk#mapper/}") || return
+	read -r size <"/sys/class/block/$disk/size" && echo "$size"
+}
+
+# io_serves: once a script, for those that do I/O by io.py.
+io_serves() {
+	mkfifo /tmp/io.requests /tmp/io.replies || return
+	python3 -I "$HERE/io.py" /tmp/io.requests /tmp/io.replies &
+	IO_SERVER=$!
+	exec {IO_REQUESTS}>/tmp/io.requests {IO_REPLIES}</tmp/io.replies
+}
+
+io_server_ends() {
+	[ -n "${IO_SERVER:-}" ] || return 0
+	exec {IO_REQUESTS}>&- {IO_REPLIES}<&-
+	wait "$IO_SERVER"
+	rm -f /tmp/io.requests /tmp/io.replies
+}
+
+# io NAME [at-once] OPERATION...: prints what became of them, see io.py.
+io() {
+	local line name=$1
+	shift
+	echo "- /dev/mapper/$name $*" >&"$IO_REQUESTS"
+	while read -r line <&"$IO_REPLIES" && [ -n "$line" ]; do
+		echo "$line"
+	done
+}
+
+# io_is_well NAME [at-once] OPERATION...: nothing else than ok became of them.
+io_is_well() {
+	local results
+	results=$(io "$@")
+	[ -n "$results" ] && ! grep -v ': ok$' <<<"$results"
+}
+
+# io_in_background RESULTS NAME [at-once] OPERATION...: RESULTS, a file, is there when it is over.
+io_in_background() {
+	local results=$1 name=$2
+	shift 2
+	rm -f "$results"
+	echo "$results /dev/mapper/$name $*" >&"$IO_REQUESTS"
+}
+
+# same_io WHAT EXPECTED [at-once] OPERATION...: through the devices l and then q. What becomes of
+# them must be the same, and EXPECTED be the last result.
+same_io() {
+	local what=$1 expected=$2 linear qos
+	shift 2
+	linear=$(io l "$@")
+	qos=$(io q "$@")
+	[ "$linear" = "$qos" ] || {
+		fail "$what: not as through dm-linear"$'\n'"$(diff <(echo "$linear") \
+			<(echo "$qos"))"
+		return
+	}
+	[ "${qos##*: }" = "$expected" ] || fail "$what: not $expected"$'\n'"$qos"
+}
+
 # make_qos NAME DISK [KEY VALUE...]: /dev/mapper/NAME over all of /dev/DISK; goes with the case.
 make_qos() {
 	local name=$1 disk=$2
@@ -68,12 +166,12 @@ make_qos() {
 qos_table() {
 	local disk=$1
 	shift
-	echo "0 $(blockdev --getsz "/dev/$disk") qos /dev/$disk 0 $#${*:+ $*}"
+	echo "0 $(sectors "$disk") qos /dev/$disk 0 $#${*:+ $*}"
 }
 
 # remove_qos NAME: whatever waits there is let go first.
 remove_qos() {
-	dmsetup info "$1" >/dev/null 2>&1 || return 0
+	node "$1" >/dev/null || return 0
 	no_limits "$1"
 	dmsetup remove --retry "$1"
 }
@@ -127,9 +225,9 @@ io_stops() {
 	return 0
 }
 
-# held NAME DIRECTION NUMBER: wait until so many wait.
+# held NAME DIRECTION NUMBER: wait until so many wait. fio takes its time to start.
 held() {
-	wait_for 20 field_is "$1" "$2_held" -ge "$3"
+	wait_for $((2 * PROMPT)) field_is "$1" "$2_held" -ge "$3"
 }
 
 microseconds() {

@@ -77,10 +77,8 @@ ioctls_reach_a_whole_device() {
 	make_disk d
 	make_qos q d
 	check "whole" blockdev --getiomin /dev/mapper/q
-	modprobe scsi_debug dev_size_mb=16 || return
-	at_exit "remove_qos s; rmmod scsi_debug"
-	udevadm settle 2>/dev/null
-	make_qos s "$(basename /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*)"
+	make_scsi_disk delay=0
+	make_qos s "$SCSI_DISK"
 	check "SCSI inquiry" sg_inq /dev/mapper/s >/dev/null
 }
 

@@ -9,12 +9,6 @@
 
 . "$(dirname "$0")/common.sh"
 
-# How long something that must not hang may take, in seconds: the guest may be slow.
-case $FERRULE_KERNEL in
-checking) PROMPT=60 ;;
-*) PROMPT=10 ;;
-esac
-
 # many_wait [RW]: 32 I/Os wait on device q at 1 a second.
 many_wait() {
 	make_disk d
@@ -107,15 +101,11 @@ a_disk_that_is_gone_is_not_waited_for() {
 }
 
 a_scsi_disk_can_be_deleted_below() {
-	local disk
-	modprobe scsi_debug dev_size_mb=16 || return
-	at_exit "rmmod scsi_debug"
-	udevadm settle 2>/dev/null
-	disk=$(basename /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*)
-	make_qos q "$disk" iops 1 burst_ms 0
+	make_scsi_disk delay=0
+	make_qos q "$SCSI_DISK" iops 1 burst_ms 0
 	io_starts q randwrite 16
 	check "I/O waits" held q write 12
-	echo 1 >"/sys/block/$disk/device/delete"
+	echo 1 >"/sys/block/$SCSI_DISK/device/delete"
 	check "what waited failed" takes_at_most "$PROMPT" fails wait "$IO_PID"
 	check "remove" takes_at_most "$PROMPT" dmsetup remove q
 }
@@ -187,7 +177,8 @@ metadata_passes_what_waits() {
 	mkdir /tmp/qos-mount/{a,b,c} && touch /tmp/qos-mount/{a,b,c}/file
 	umount /tmp/qos-mount &&
 		mount -o ro,inode_readahead_blks=0 /dev/mapper/q /tmp/qos-mount || return
-	dmsetup message q 0 set iops 1 burst_ms 0
+	# 8 s for each.
+	dmsetup message q 0 set read_bps 512 burst_ms 0
 	io_starts q randread 16
 	check "data waits" held q read 12
 	dmsetup message q 0 reset

@@ -33,29 +33,11 @@ tear_down() {
 	udev_on
 }
 
-# What udev would do to each device takes longer than the tests, and its I/O would be counted. So
-# dmsetup makes the nodes itself, and does not find udev, which it would complain about each time.
-udev_off() {
-	export DM_DISABLE_UDEV=1
-	[ -S /run/udev/control ] || return 0
-	udevadm control --stop-exec-queue && mv /run/udev/control /run/udev/control.off
-}
-
-udev_on() {
-	[ -S /run/udev/control.off ] || return 0
-	mv /run/udev/control.off /run/udev/control && udevadm control --start-exec-queue
-}
-
 remove_selectors() {
 	local name
 	for name in "$MODULE" dm-round-robin dm-multipath; do
 		remove_module "$name"
 	done
-}
-
-# What has just let go of a module may be on its way still.
-remove_module() {
-	! module_is_loaded "$1" || wait_for 10 rmmod "$1" 2>/dev/null
 }
 
 remove_device() {
