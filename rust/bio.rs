@@ -24,6 +24,7 @@
 //! | [`MappedBio::submit`] | `dm_submit_bio_remap()` |
 //! | [`MappedBio::end`] | `bio->bi_status = ...; bio_endio()` |
 //! | [`BioList`] | `struct bio_list` |
+//! | [`plugged`] | `blk_start_plug()`, `blk_finish_plug()` |
 //!
 //! # Ownership
 //!
@@ -53,7 +54,8 @@ use core::{
     marker::PhantomData,
     mem::{
         self,
-        ManuallyDrop, //
+        ManuallyDrop,
+        MaybeUninit, //
     },
     ops::Deref,
     ptr::{
@@ -153,6 +155,20 @@ impl Status {
     pub(crate) fn as_raw(self) -> bindings::blk_status_t {
         self.0
     }
+}
+
+/// Submits several bios together: what `submit` submits may be kept back, and merged, until it returns
+/// (`blk_start_plug()`, `blk_finish_plug()`).
+///
+/// Process context.
+pub fn plugged<R>(submit: impl FnOnce() -> R) -> R {
+    let mut plug = MaybeUninit::<bindings::blk_plug>::uninit();
+    // SAFETY: This task is told of the plug, which stays in place until it is told of its end.
+    unsafe { bindings::blk_start_plug(plug.as_mut_ptr()) };
+    let result = submit();
+    // SAFETY: As above. (The kernel does not unwind.)
+    unsafe { bindings::blk_finish_plug(plug.as_mut_ptr()) };
+    result
 }
 
 /// A bio that its holder owns: what [`IncomingBio`] and [`MappedBio`] have in common.
@@ -443,13 +459,41 @@ impl<D> MappedBio<D> {
 
     /// How many I/Os the device makes of it, 1 or more: those that remain within the device's
     /// queue limits (`max_sectors`, `max_segments`, `chunk_sectors` and so on).
+    #[inline]
     pub fn count_ios(&mut self) -> u32 {
-        if !self.bio.has_data() {
+        if !self.bio.has_data() || !self.may_need_split() {
             return 1;
         }
         // SAFETY: By the type invariants we own the bio, and it is directed to a valid device; it
         // carries data.
         unsafe { bindings::ferrule_bio_count_splits(self.bio.as_raw()) }
+    }
+
+    /// May the device have to split it? `bio_may_need_split()`, for a bio that carries data.
+    #[inline]
+    fn may_need_split(&self) -> bool {
+        let bio = self.bio.raw();
+        let iter = bio.bi_iter;
+        // SAFETY: By the type invariants it is directed to a valid device, which has a queue. Its
+        // limits may change meanwhile, to others that it would be split by as well.
+        let limits = unsafe { &raw const (*(*bio.bi_bdev).bd_queue).limits };
+        // SAFETY: As above.
+        let (chunk, alignment, longest) = unsafe {
+            (
+                (&raw const (*limits).chunk_sectors).read_volatile(),
+                (&raw const (*limits).dma_alignment).read_volatile(),
+                (&raw const (*limits).max_fast_segment_size).read_volatile(),
+            )
+        };
+        if chunk != 0 || bio.bi_io_vec.is_null() {
+            return true;
+        }
+        // SAFETY: A bio that carries data has as many vectors as its iterator says.
+        let vector = unsafe { &*bio.bi_io_vec.add(iter.bi_idx as usize) };
+        let (offset, length) = (vector.bv_offset, vector.bv_len);
+        iter.bi_size > length.wrapping_sub(iter.bi_offset)
+            || (offset | length) & alignment != 0
+            || length.wrapping_add(offset) > longest
     }
 
     /// Has the disk that it is directed to been taken away?

@@ -19,6 +19,7 @@ pub mod device_mapper;
 #[cfg(feature = "balloon")]
 pub mod mm;
 pub mod percpu;
+pub mod time;
 #[cfg(feature = "virtio")]
 pub mod virtio;
 pub mod work;

@@ -9,7 +9,7 @@
 //! | here | C |
 //! | --- | --- |
 //! | [`PerCpuCounters::new`], drop | `alloc_percpu()`, `free_percpu()` |
-//! | [`PerCpuCounters::add`] | `this_cpu_add()` |
+//! | [`PerCpuCounters::add`], [`add_two`](PerCpuCounters::add_two) | `this_cpu_add()` |
 //! | [`PerCpuCounters::add_return`] | `this_cpu_add_return()` |
 //! | [`PerCpuCounters::sum`] | `for_each_possible_cpu(cpu) sum += *per_cpu_ptr(p, cpu)` |
 //!
@@ -66,6 +66,19 @@ impl<const N: usize> PerCpuCounters<N> {
         unsafe { bindings::ferrule_this_cpu_add_u64(self.counter(which), value) }
     }
 
+    /// Adds to this CPU's copies of a counter and of the one after it. Any context.
+    ///
+    /// # Panics
+    ///
+    /// When `which + 1` is not below `N`.
+    #[inline]
+    pub fn add_two(&self, which: usize, values: [u64; 2]) {
+        let [first, second] = values;
+        assert!(which + 1 < N);
+        // SAFETY: By the type invariants both are counters of ours.
+        unsafe { bindings::ferrule_this_cpu_add_two_u64(self.counter(which), first, second) }
+    }
+
     /// Adds `value` to this CPU's copy of a counter and returns the new value. Any context.
     ///
     /// # Panics
@@ -109,6 +122,9 @@ mod tests {
         counters.add(0, 2);
         assert_eq!(counters.sum(0), 42);
         assert_eq!(counters.sum(1), 1);
+        counters.add_two(0, [1, 2]);
+        assert_eq!(counters.sum(0), 43);
+        assert_eq!(counters.sum(1), 3);
         Ok(())
     }
 }

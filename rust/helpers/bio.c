@@ -56,12 +56,6 @@ __ferrule unsigned int ferrule_bio_count_splits(struct bio *bio)
 	/* Cannot be split: one piece whatever it is. */
 	if (opf & REQ_ATOMIC)
 		return 1;
-	/* By far the most: one segment of one page, and no boundary to cross. */
-	if (!lim->chunk_sectors && iter.bi_size <= PAGE_SIZE &&
-	    iter.bi_size >> SECTOR_SHIFT <= lim->max_sectors &&
-	    mp_bvec_iter_len(bio->bi_io_vec, iter) == iter.bi_size)
-		return 1;
-
 	/* bio_split_io_at() refuses to split these, and takes polling away from what it splits. */
 	bio->bi_opf &= ~(REQ_NOWAIT | REQ_POLLED);
 	/* Boundaries are those of the whole disk. */

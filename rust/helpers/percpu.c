@@ -20,6 +20,12 @@ __ferrule void ferrule_this_cpu_add_u64(u64 *counter, u64 value)
 	this_cpu_add(*ferrule_percpu(counter), value);
 }
 
+__ferrule void ferrule_this_cpu_add_two_u64(u64 *counters, u64 first, u64 second)
+{
+	this_cpu_add(ferrule_percpu(counters)[0], first);
+	this_cpu_add(ferrule_percpu(counters)[1], second);
+}
+
 __ferrule u64 ferrule_this_cpu_add_return_u64(u64 *counter, u64 value)
 {
 	return this_cpu_add_return(*ferrule_percpu(counter), value);

@@ -3,5 +3,6 @@
 u64 *ferrule_alloc_percpu_u64(size_t n);
 void ferrule_free_percpu_u64(u64 *counters);
 void ferrule_this_cpu_add_u64(u64 *counter, u64 value);
+void ferrule_this_cpu_add_two_u64(u64 *counters, u64 first, u64 second);
 u64 ferrule_this_cpu_add_return_u64(u64 *counter, u64 value);
 u64 ferrule_per_cpu_sum_u64(u64 *counter);
