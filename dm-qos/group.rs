@@ -21,7 +21,8 @@
 //! (A bio that finds itself next to be released, after it was queued, leaves with its submitter.)
 //!
 //! Order within a direction is kept because [`Member::waiting`] counts a bio until it was submitted:
-//! until then, those that come later queue up behind it.
+//! until then, those that come later queue up behind it. They do not call the work, so it looks once
+//! more after it has submitted anything.
 //!
 //! # Who runs concurrently, and with what
 //!
@@ -40,9 +41,10 @@
 //! room does it first, then looks at `is_contended`.
 
 use super::{
+    clock::Clock,
     gcra::{
+        Now,
         TICKS_PER_MS,
-        TICKS_PER_NS,
         TICKS_PER_US, //
     },
     histogram::Histogram,
@@ -50,7 +52,8 @@ use super::{
         ticks_to_ns,
         Charge,
         Limits,
-        Next, //
+        Next,
+        Subset, //
     },
     mclock::{
         self,
@@ -71,6 +74,7 @@ use super::{
 use core::mem;
 use ferrule::{
     bio::{
+        plugged,
         BioList,
         Flags,
         MappedBio, //
@@ -109,8 +113,6 @@ use kernel::{
             HrTimerPointer,
             HrTimerRestart, //
         },
-        Delta,
-        Instant,
         Monotonic, //
     },
     workqueue::{
@@ -125,6 +127,11 @@ use kernel::{
 const LOOK_AFTER: u64 = 250 * TICKS_PER_MS;
 /// No time at all.
 const NEVER: u64 = u64::MAX;
+/// How far apart the times are, at least, at which the timer has the work run, in ticks. What falls due
+/// in between leaves together, late: the less it costs. That must not eat up the burst, see [`slack`].
+const SLACK: u64 = 4 * TICKS_PER_MS;
+/// So many bios are taken out at one time.
+const BATCH: u64 = 32;
 /// For how many members there is room in a group that gets its first.
 const FIRST_ROOM: u32 = 1;
 
@@ -136,7 +143,7 @@ pub(crate) struct Held {
     /// What it is charged, if it waits.
     pub(crate) charge: Charge,
     /// Whose it is, if it waits.
-    member: Option<Slot>,
+    member: Slot,
     /// It is one of [`Group::in_flight`].
     is_counted: bool,
 }
@@ -172,8 +179,9 @@ pub(crate) struct Member {
 /// Devices that share a capacity.
 #[pin_data]
 pub(crate) struct Group {
-    /// Where time, in ticks, begins.
-    epoch: Instant<Monotonic>,
+    clock: Clock,
+    /// It is for one member, that shares with nobody.
+    is_private: bool,
     /// The group has a capacity or a depth.
     governs: Atomic<bool>,
     /// Bios wait for capacity or for room below. Changed with `state` locked.
@@ -206,6 +214,10 @@ struct State {
     released: BioList<Held>,
     /// When the work runs next, unless it is queued already.
     armed_until: u64,
+    /// When it ran last.
+    ran_at: u64,
+    /// See [`SLACK`].
+    slack: u64,
     /// When disks are to be looked at.
     look_at: u64,
 }
@@ -241,6 +253,33 @@ impl State {
         self.entries.get_mut(slot.index())?.as_mut()
     }
 
+    /// When the work is to run for what may leave from `eligible` on.
+    fn wake_at(&self, eligible: u64) -> u64 {
+        eligible.max(self.ran_at.saturating_add(self.slack))
+    }
+
+    /// Bursts have changed: those of members, or that of the capacity, if there is one.
+    fn find_slack(&mut self, capacity: Option<&Limits>) {
+        let members = self.entries.iter().flatten();
+        let bursts = members.map(|entry| slack(entry.member.limits.burst()));
+        let least = bursts.min().unwrap_or(SLACK);
+        self.slack = match capacity {
+            // Reservations are kept more exactly than limits.
+            Some(capacity) => least.min(slack(capacity.burst())) / 8,
+            None => least,
+        };
+    }
+
+    /// A bio leaves that was taken out.
+    fn leaves(&mut self, bio: MappedBio<Held>, batch: &mut Batch, now: u64) {
+        let Held { since, member, .. } = *bio.data();
+        // A member outlives its bios.
+        if let Some(entry) = self.entry(member) {
+            entry.queue.times[bio.direction() as usize].record(waited(since, now));
+            batch.push(bio, &entry.member);
+        }
+    }
+
     /// Lets go what waits for a member, unless it is of no avail.
     fn release_all(&mut self, slot: Slot, now: u64) {
         let Some(entry) = self.entries.get_mut(slot.index()).and_then(Option::as_mut) else {
@@ -268,12 +307,14 @@ impl State {
 }
 
 impl Group {
-    /// A group without members or capacity. Process context.
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    /// A group without members or capacity, `is_private` if it is to have one member and no capacity.
+    /// Process context.
+    pub(crate) fn new(is_private: bool) -> Result<Arc<Self>> {
         let queue = OwnedQueue::new(c"dm-qos", Priority::High)?;
         Arc::pin_init(
             pin_init!(Self {
-                epoch: Instant::now(),
+                clock: Clock::new(),
+                is_private,
                 governs: Atomic::new(false),
                 is_contended: Atomic::new(false),
                 capacity: Limits::new(),
@@ -285,6 +326,8 @@ impl Group {
                     price: mclock::Capacity::new(0, 0),
                     released: BioList::new(),
                     armed_until: NEVER,
+                    ran_at: 0,
+                    slack: SLACK,
                     look_at: 0,
                 }),
                 timer <- HrTimer::new(),
@@ -325,6 +368,7 @@ impl Group {
         let mut state = self.state.lock();
         let member = member.inspect_err(|_| state.scheduler.remove(slot))?;
         member.limits.apply(settings, self.now());
+        state.slack = state.slack.min(slack(member.limits.burst()));
         if let Some(entry) = state.entries.get_mut(slot.index()) {
             *entry = Some(Entry {
                 member: member.clone(),
@@ -374,7 +418,9 @@ impl Group {
             state.price = mclock::Capacity::new(capacity.iops, capacity.bps);
             self.capacity.apply(&limits, self.now());
             self.depth.store(capacity.depth, Relaxed);
-            self.governs.store(*capacity != Capacity::NONE, Relaxed);
+            let governs = *capacity != Capacity::NONE;
+            self.governs.store(governs, Relaxed);
+            state.find_slack(governs.then_some(&self.capacity));
         }
         self.kick();
     }
@@ -393,7 +439,7 @@ impl Group {
     /// Now, in ticks.
     #[inline]
     fn now(&self) -> u64 {
-        (self.epoch.elapsed().as_nanos() as u64) * TICKS_PER_NS
+        self.clock.now()
     }
 
     /// Has the work look at what waits. Any context.
@@ -417,6 +463,21 @@ impl Group {
             }
         }
         None
+    }
+
+    /// Charges a bio if it may leave now, as far as capacity and room below go.
+    fn try_charge(&self, bio: &mut MappedBio<Held>, charge: Charge, now: Now) -> bool {
+        // Of a capacity there are limits in total only.
+        let capacity = self.capacity.on(bio.direction());
+        if !self.capacity.try_charge(capacity, charge, now) {
+            return false;
+        }
+        let Some(is_counted) = self.try_enter() else {
+            self.capacity.refund(capacity, charge);
+            return false;
+        };
+        bio.data_mut().is_counted = is_counted;
+        true
     }
 
     /// Lets an I/O in flight whatever comes; says whether it is to be counted.
@@ -444,6 +505,7 @@ impl Group {
     }
 
     /// An I/O that was counted has ended. Any context.
+    #[cold]
     fn leave(self: ArcBorrow<'_, Self>) {
         // Pairs with the barrier in `has_room`.
         self.in_flight.fetch_sub(1, Full);
@@ -483,8 +545,12 @@ impl Group {
                 }
             };
             if self.governs.load(Relaxed) {
-                let charge = state.entry(slot).and_then(|entry| entry.queue.first(direction));
-                let eligible = self.capacity.eligible(direction, charge.unwrap_or_default());
+                let charge = state
+                    .entry(slot)
+                    .and_then(|entry| entry.queue.first(direction));
+                let eligible = self
+                    .capacity
+                    .eligible(direction, charge.unwrap_or_default());
                 if eligible > now {
                     self.is_contended.store(true, Relaxed);
                     return Step::Wait(eligible);
@@ -527,45 +593,71 @@ impl Group {
         Some(bio)
     }
 
-    /// The first bio that is due, taken out, or when there will be one.
-    fn release_one(&self) -> Out {
+    /// Takes out bios that are due. Says when there will be more.
+    fn release_some(&self, batch: &mut Batch) -> More {
         let now = self.now();
         let mut state = self.state.lock();
+        let state = &mut *state;
+        state.ran_at = now;
         if now >= state.look_at {
             state.look(now);
         }
-        let mut bio = state.released.pop_front();
-        if bio.is_none() {
-            bio = match self.next(&mut state, now) {
-                Step::Release(slot, direction) => self.take(&mut state, slot, direction, now),
-                step => {
-                    // Disks are to be looked at while anything waits for them.
-                    let until = match step {
-                        Step::Wait(until) => Some(until.min(now + LOOK_AFTER)),
-                        _ => None,
-                    };
-                    state.armed_until = until.unwrap_or(NEVER);
-                    return Out::Sleep(until);
+        while batch.has_room() {
+            if let Some(first) = state.released.front() {
+                if !batch.is_for(first.data().member) {
+                    return More::Now;
                 }
-            };
-        }
-        let Some(bio) = bio else {
-            return Out::Again;
-        };
-        let Held { since, member, .. } = *bio.data();
-        let waited = now.saturating_sub(since) / TICKS_PER_US;
-        let member = match member.and_then(|slot| state.entry(slot)) {
-            Some(entry) => {
-                entry.queue.times[bio.direction() as usize].record(waited);
-                Some(entry.member.clone())
+                if let Some(bio) = state.released.pop_front() {
+                    state.leaves(bio, batch, now);
+                }
+                continue;
             }
-            None => None,
+            match self.next(state, now) {
+                Step::Release(slot, _) if !batch.is_for(slot) => return More::Now,
+                Step::Release(slot, _) if self.is_private => {
+                    self.take_all_due(state, slot, batch, now);
+                }
+                Step::Release(slot, direction) => {
+                    if let Some(bio) = self.take(state, slot, direction, now) {
+                        state.leaves(bio, batch, now);
+                    }
+                }
+                // While they are submitted, others come to wait for that.
+                Step::Wait(_) | Step::Nothing if !batch.is_empty() => return More::Now,
+                Step::Wait(until) => {
+                    // Disks are to be looked at while anything waits for them.
+                    let until = state.wake_at(until.min(now + LOOK_AFTER));
+                    state.armed_until = until;
+                    return More::At(until);
+                }
+                Step::Nothing => {
+                    state.armed_until = NEVER;
+                    return More::Never;
+                }
+            }
+        }
+        More::Now
+    }
+
+    /// As [`Self::next`] and [`Self::take`] in turn, for the member of a private group: the scheduler
+    /// need not be asked for each.
+    fn take_all_due(&self, state: &mut State, slot: Slot, batch: &mut Batch, now: u64) {
+        let Some(Entry { member, queue }) = state.entry(slot) else {
+            return;
         };
-        drop(state);
-        match member {
-            Some(member) => Out::Submit(bio, member),
-            // A member outlives its bios.
-            None => Out::Again,
+        while batch.has_room() {
+            let bio = match queue.next(&member.limits, now) {
+                Next::Release(direction) => queue.pop(direction),
+                Next::Wait(until) => return state.scheduler.set_eligible(slot, until, now),
+                Next::Nothing => return state.scheduler.idle(slot, now),
+            };
+            if let Some(bio) = bio {
+                let Held { since, charge, .. } = *bio.data();
+                let direction = bio.direction();
+                member.limits.charge_held(direction, charge, since, now);
+                queue.times[direction as usize].record(waited(since, now));
+                batch.push(bio, member);
+            }
         }
     }
 
@@ -579,14 +671,82 @@ impl Group {
     }
 }
 
-/// What the work is to do.
-enum Out {
-    /// Submit this bio of that member.
-    Submit(MappedBio<Held>, Arc<Member>),
-    /// Look once more.
-    Again,
-    /// Nothing before this time, if ever.
-    Sleep(Option<u64>),
+/// Bios of one member that leave.
+struct Batch {
+    bios: BioList<Held>,
+    member: Option<Arc<Member>>,
+    /// How many of each direction.
+    counts: [u64; 2],
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            bios: BioList::new(),
+            member: None,
+            counts: [0; 2],
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.member.is_none()
+    }
+
+    fn has_room(&self) -> bool {
+        let [reads, writes] = self.counts;
+        reads + writes < BATCH
+    }
+
+    /// Is it for this member, or for nobody yet?
+    fn is_for(&self, slot: Slot) -> bool {
+        self.member.as_ref().is_none_or(|one| one.slot == slot)
+    }
+
+    /// The member must be the one that it is for.
+    fn push(&mut self, bio: MappedBio<Held>, member: &Arc<Member>) {
+        if self.member.is_none() {
+            self.member = Some(member.clone());
+        }
+        self.counts[bio.direction() as usize] += 1;
+        self.bios.push_back(bio);
+    }
+
+    /// Submits them. Process context.
+    fn submit(mut self) {
+        let Some(member) = self.member else {
+            return;
+        };
+        plugged(|| {
+            while let Some(bio) = self.bios.pop_front() {
+                member.traffic.count(bio.direction(), bio.data().charge);
+                bio.submit();
+            }
+        });
+        for (waiting, count) in member.waiting.iter().zip(self.counts) {
+            if count != 0 {
+                // Only now may others pass.
+                waiting.fetch_sub(count, Release);
+            }
+        }
+    }
+}
+
+/// When there is more to release.
+enum More {
+    Now,
+    At(u64),
+    Never,
+}
+
+/// How long something waited, in microseconds.
+fn waited(since: u64, now: u64) -> u64 {
+    now.saturating_sub(since) / TICKS_PER_US
+}
+
+/// How late what waits may leave, in ticks, when this is the burst. What was late is made up for out
+/// of the burst, most of which stays with those for whom it is.
+fn slack(burst: u64) -> u64 {
+    (burst / 4).min(SLACK)
 }
 
 impl WorkItem for Group {
@@ -596,12 +756,14 @@ impl WorkItem for Group {
         // Cancels the timer.
         drop(this.armed.lock().take());
         loop {
-            match this.release_one() {
-                Out::Submit(bio, member) => member.submit(bio),
-                Out::Again => {}
-                Out::Sleep(None) => break,
-                Out::Sleep(Some(until)) => {
-                    let until = this.epoch + Delta::from_nanos(ticks_to_ns(until) as i64);
+            let mut batch = Batch::new();
+            let more = this.release_some(&mut batch);
+            batch.submit();
+            match more {
+                More::Now => {}
+                More::Never => break,
+                More::At(until) => {
+                    let until = this.clock.instant(ticks_to_ns(until));
                     let handle = this.clone().start(until);
                     *this.armed.lock() = Some(handle);
                     break;
@@ -630,38 +792,63 @@ impl Member {
         charge: Charge,
     ) -> Admission {
         let group = &*self.group;
-        let [reads, writes] = &self.waiting;
-        let (mine, both) = {
-            let (reads, writes) = (reads.load(Acquire), writes.load(Acquire));
-            ([reads, writes][direction as usize], reads | writes)
-        };
         let governs = group.governs.load(Relaxed);
-        let is_limited = governs || self.limits.concern(direction);
-        if mine == 0 && (!is_limited || self.is_open.load(Acquire)) {
-            return Admission::Pass(bio);
+        let [reads, writes] = &self.waiting;
+        let limits = self.limits.on(direction);
+        if reads.load(Acquire) | writes.load(Acquire) == 0 {
+            if !governs && limits.is_empty() {
+                return Admission::Pass(bio);
+            }
+            let is_special = self.is_important(&bio, direction)
+                || (governs && group.is_contended.load(Relaxed))
+                || self.is_open.load(Acquire);
+            if !is_special && self.try_charge(&mut bio, limits, charge, group.clock.roughly_now()) {
+                return Admission::Pass(bio);
+            }
         }
+        self.admit_slowly(bio, direction, limits, charge)
+    }
 
-        let now = group.now();
-        // Somebody important would wait behind somebody who is not.
-        if bio
-            .flags()
+    /// Would somebody important wait behind somebody who is not?
+    #[inline]
+    fn is_important(&self, bio: &MappedBio<Held>, direction: Direction) -> bool {
+        bio.flags()
             .any_of(Flags::META.or(Flags::PRIO).or(Flags::SWAP))
             && !(self.is_zoned && direction == Direction::Write)
-        {
-            if !self.is_open.load(Relaxed) {
+    }
+
+    /// The part of [`Self::admit`] for when something waits, or would have to.
+    #[cold]
+    fn admit_slowly(
+        &self,
+        mut bio: MappedBio<Held>,
+        direction: Direction,
+        limits: Subset,
+        charge: Charge,
+    ) -> Admission {
+        let group = &*self.group;
+        let is_limited = group.governs.load(Relaxed) || !limits.is_empty();
+        let is_first = self.waiting[direction as usize].load(Acquire) == 0;
+        let is_open = self.is_open.load(Acquire);
+        if is_first && (is_open || !is_limited) {
+            return Admission::Pass(bio);
+        }
+        let now = group.now();
+        if self.is_important(&bio, direction) {
+            if !is_open {
                 self.charge(&mut bio, direction, charge, now);
             }
             return Admission::Pass(bio);
         }
-
-        let nobody_first = if self.limits.are_shared() {
-            both == 0
-        } else {
-            mine == 0
+        let [reads, writes] = &self.waiting;
+        // What waits in the other direction may wait for nothing that this one needs.
+        let none_before = match self.limits.are_shared() {
+            true => reads.load(Acquire) | writes.load(Acquire) == 0,
+            false => is_first,
         };
-        if nobody_first
-            && !(governs && group.is_contended.load(Relaxed))
-            && self.try_charge(&mut bio, direction, charge, now)
+        if none_before
+            && !group.is_contended.load(Relaxed)
+            && self.try_charge(&mut bio, limits, charge, now.into())
         {
             return Admission::Pass(bio);
         }
@@ -673,37 +860,26 @@ impl Member {
     fn try_charge(
         &self,
         bio: &mut MappedBio<Held>,
-        direction: Direction,
+        limits: Subset,
         charge: Charge,
-        now: u64,
+        now: Now,
     ) -> bool {
-        let group = &*self.group;
-        if !self.limits.try_charge(direction, charge, now) {
+        if !self.limits.try_charge(limits, charge, now) {
             return false;
         }
-        if !group.governs.load(Relaxed) {
+        if !self.group.governs.load(Relaxed) {
             return true;
         }
-        if group.capacity.try_charge(direction, charge, now) {
-            if let Some(is_counted) = group.try_enter() {
-                bio.data_mut().is_counted = is_counted;
-                return true;
-            }
-            group.capacity.refund(direction, charge);
+        if self.group.try_charge(bio, charge, now) {
+            return true;
         }
-        self.limits.refund(direction, charge);
+        self.limits.refund(limits, charge);
         false
     }
 
     /// Charges a bio that leaves now whatever comes.
     #[cold]
-    fn charge(
-        &self,
-        bio: &mut MappedBio<Held>,
-        direction: Direction,
-        charge: Charge,
-        now: u64,
-    ) {
+    fn charge(&self, bio: &mut MappedBio<Held>, direction: Direction, charge: Charge, now: u64) {
         let group = &*self.group;
         self.limits.charge(direction, charge, now);
         if group.governs.load(Relaxed) {
@@ -739,7 +915,7 @@ impl Member {
             if is_open
                 || bio.device_is_dead()
                 || (!self.is_before(&mut state, now)
-                    && self.try_charge(&mut bio, direction, charge, now))
+                    && self.try_charge(&mut bio, self.limits.on(direction), charge, now.into()))
             {
                 return Admission::Pass(bio);
             }
@@ -752,7 +928,7 @@ impl Member {
         *bio.data_mut() = Held {
             since: now,
             charge,
-            member: Some(self.slot),
+            member: self.slot,
             is_counted: false,
         };
         waiting.add(1, Relaxed);
@@ -767,7 +943,10 @@ impl Member {
             return Admission::Held;
         };
         let was_empty = entry.queue.is_empty();
-        entry.queue.push(direction, bio);
+        if !entry.queue.push(direction, bio) {
+            // It is not next in its direction.
+            return Admission::Held;
+        }
         let eligible = entry.queue.eligible(&self.limits).unwrap_or(now);
         if was_empty {
             state.scheduler.backlogged(self.slot, eligible, now);
@@ -775,13 +954,14 @@ impl Member {
             state.scheduler.set_eligible(self.slot, eligible, now);
         }
         if !is_first {
+            // The work is about to submit some of this direction, and will look for more.
             return Admission::Held;
         }
 
         // Who waits first may be next of all: then it need not wait for the work.
         let is_due = match group.next(&mut state, now) {
             Step::Nothing => false,
-            Step::Wait(until) => until < state.armed_until,
+            Step::Wait(until) => state.wake_at(until) < state.armed_until,
             Step::Release(slot, next) if slot == self.slot && next == direction => {
                 if let Some(bio) = group.take(&mut state, slot, direction, now) {
                     waiting.fetch_sub(1, Relaxed);
@@ -789,7 +969,7 @@ impl Member {
                 }
                 false
             }
-            Step::Release(..) => true,
+            Step::Release(..) => state.wake_at(now) < state.armed_until,
         };
         drop(state);
         if is_due {
@@ -811,15 +991,6 @@ impl Member {
         }
     }
 
-    /// Submits a bio that was held. Process context.
-    fn submit(&self, bio: MappedBio<Held>) {
-        let direction = bio.direction();
-        self.traffic.count(direction, bio.data().charge);
-        bio.submit();
-        // Only now may others pass.
-        self.waiting[direction as usize].fetch_sub(1, Release);
-    }
-
     /// Changes the limits and what is promised, for what waits already as well. Process context.
     pub(crate) fn apply(&self, settings: &Settings) {
         let group = self.group.as_arc_borrow();
@@ -827,6 +998,8 @@ impl Member {
             let now = group.now();
             let mut state = group.state.lock();
             self.limits.apply(settings, now);
+            let governs = group.governs.load(Relaxed);
+            state.find_slack(governs.then_some(&group.capacity));
             state
                 .scheduler
                 .set_promise(self.slot, &promise_of(settings), now);

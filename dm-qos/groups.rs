@@ -140,9 +140,7 @@ impl Named {
 
     fn set_capacity(&mut self, capacity: Capacity, burst_ms: u64) {
         self.capacity = capacity;
-        self.group
-            .as_arc_borrow()
-            .set_capacity(&capacity, burst_ms);
+        self.group.as_arc_borrow().set_capacity(&capacity, burst_ms);
     }
 }
 
@@ -162,7 +160,7 @@ impl Groups {
         is_zoned: bool,
     ) -> Result<impl PinInit<Membership>, Refusal> {
         let member = if settings.group.is_none() {
-            let group = Group::new()?;
+            let group = Group::new(true)?;
             group.as_arc_borrow().add(&settings, is_zoned)?
         } else {
             self.join_named(table, &settings, is_zoned)?
@@ -192,7 +190,7 @@ impl Groups {
         let index = match named.iter().position(|named| named.name == name) {
             Some(index) => index,
             None => {
-                let group = Group::new()?;
+                let group = Group::new(false)?;
                 named.push(
                     Named {
                         name,
@@ -224,9 +222,7 @@ impl Groups {
     ) -> Result<Arc<Member>, Refusal> {
         named.entries.reserve(1, GFP_KERNEL)?;
         let member = named.group.as_arc_borrow().add(settings, is_zoned)?;
-        let index = named
-            .entries
-            .partition_point(|entry| entry.table <= table);
+        let index = named.entries.partition_point(|entry| entry.table <= table);
         let entry = Entry {
             table,
             member: member.clone(),

@@ -14,6 +14,7 @@ use super::{
     atomic::AtomicU64,
     gcra::{
         Limit,
+        Now,
         TICKS_PER_MS,
         TICKS_PER_NS, //
     },
@@ -32,30 +33,40 @@ pub(crate) struct Charge {
 
 /// The limits of one device. Any of its methods may be called at any time on any CPU.
 pub(crate) struct Limits {
-    total: PerUnit,
-    each: [PerUnit; 2],
+    /// I/Os and bytes: in total, of reads, of writes.
+    limits: [Limit; 6],
+    /// Which of them are set: a bit for each.
+    set: AtomicU64,
     burst: AtomicU64,
     /// So many bytes count as an I/O. 0: every I/O is one.
     io_size: AtomicU64,
-    /// What is limited, for those who want to know that first: a bit for each direction, and
-    /// [`SHARED`].
-    limited: AtomicU64,
 }
 
-/// There is a limit on both directions together.
-const SHARED: u64 = 1 << 2;
+/// Those in total, among [`Limits::set`].
+const TOTAL: u64 = 0b11;
+/// Those of reads. Those of writes follow.
+const READ: u64 = 0b1100;
 
-struct PerUnit {
-    ios: Limit,
-    bytes: Limit,
+/// Some of the limits that an I/O is subject to.
+#[derive(Clone, Copy)]
+pub(crate) struct Subset(u64);
+
+impl Subset {
+    /// None at all.
+    #[inline]
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }
 
-impl PerUnit {
-    fn new() -> Self {
-        Self {
-            ios: Limit::new(),
-            bytes: Limit::new(),
-        }
+impl Iterator for Subset {
+    type Item = usize;
+
+    #[inline]
+    fn next(&mut self) -> Option<usize> {
+        let first = self.0.trailing_zeros() as usize;
+        self.0 &= self.0.wrapping_sub(1);
+        (first < 6).then_some(first)
     }
 }
 
@@ -63,11 +74,10 @@ impl Limits {
     /// No limits at all.
     pub(crate) fn new() -> Self {
         Self {
-            total: PerUnit::new(),
-            each: [PerUnit::new(), PerUnit::new()],
+            limits: core::array::from_fn(|_| Limit::new()),
+            set: AtomicU64::new(0),
             burst: AtomicU64::new(0),
             io_size: AtomicU64::new(0),
-            limited: AtomicU64::new(0),
         }
     }
 
@@ -76,59 +86,50 @@ impl Limits {
         let burst = settings.burst_ms * TICKS_PER_MS;
         self.burst.store(burst);
         self.io_size.store(settings.io_size);
-        let [read, write] = &self.each;
-        for (limit, rate) in [
-            (&self.total.ios, settings.iops),
-            (&self.total.bytes, settings.bps),
-            (&read.ios, settings.read_iops),
-            (&read.bytes, settings.read_bps),
-            (&write.ios, settings.write_iops),
-            (&write.bytes, settings.write_bps),
-        ] {
+        let rates = [
+            settings.iops,
+            settings.bps,
+            settings.read_iops,
+            settings.read_bps,
+            settings.write_iops,
+            settings.write_bps,
+        ];
+        let mut set = 0;
+        for (which, (limit, rate)) in self.limits.iter().zip(rates).enumerate() {
             limit.set_rate(rate);
             limit.forgive(burst, now);
+            set |= u64::from(limit.is_set()) << which;
         }
-        let mut limited = 0;
-        for (bits, unit) in [(SHARED | 3, &self.total), (1, read), (2, write)] {
-            if unit.ios.is_set() || unit.bytes.is_set() {
-                limited |= bits;
-            }
-        }
-        self.limited.store(limited);
+        self.set.store(set);
+    }
+
+    /// By how much of what is idle it may be exceeded later, in ticks.
+    pub(crate) fn burst(&self) -> u64 {
+        self.burst.load()
     }
 
     /// Is there a limit on both directions together?
     #[inline]
     pub(crate) fn are_shared(&self) -> bool {
-        self.limited.load() & SHARED != 0
+        self.set.load() & TOTAL != 0
     }
 
-    /// Is there a limit that concerns this direction?
+    /// The limits that an I/O in this direction is subject to.
     #[inline]
-    pub(crate) fn concern(&self, direction: Direction) -> bool {
-        self.limited.load() & (1 << direction as u32) != 0
+    pub(crate) fn on(&self, direction: Direction) -> Subset {
+        Subset(self.set.load() & (TOTAL | READ << (2 * direction as u32)))
     }
 
-    /// The limits that an I/O is subject to, each with the units that it is charged there.
+    /// What an I/O costs by each of those limits, as far as it costs anything.
     #[inline]
-    fn units(&self, direction: Direction, charge: Charge) -> [(&Limit, u32); 4] {
-        let each = &self.each[direction as usize];
+    fn costs(&self, on: Subset, charge: Charge) -> impl Iterator<Item = (&Limit, u64)> {
         let ios = self.count(charge);
-        [
-            (&self.total.ios, ios),
-            (&each.ios, ios),
-            (&self.total.bytes, charge.bytes),
-            (&each.bytes, charge.bytes),
-        ]
-    }
-
-    /// The same, with what it costs there, where it costs anything.
-    #[inline]
-    fn costs(&self, direction: Direction, charge: Charge) -> impl Iterator<Item = (&Limit, u64)> {
-        self.units(direction, charge)
-            .into_iter()
-            .map(|(limit, units)| (limit, limit.cost(units)))
-            .filter(|&(_, cost)| cost != 0)
+        on.filter_map(move |which| {
+            let limit = &self.limits[which];
+            let units = if which % 2 == 0 { ios } else { charge.bytes };
+            let cost = limit.cost(units);
+            (cost != 0).then_some((limit, cost))
+        })
     }
 
     /// How many I/Os it counts as: those that the device makes of it, or those that its size makes.
@@ -142,17 +143,14 @@ impl Limits {
         }
     }
 
-    /// Charges an I/O if it may leave now.
+    /// Charges an I/O if these limits let it leave now.
     #[inline]
-    pub(crate) fn try_charge(&self, direction: Direction, charge: Charge, now: u64) -> bool {
-        let units = self.units(direction, charge);
+    pub(crate) fn try_charge(&self, on: Subset, charge: Charge, now: impl Into<Now>) -> bool {
+        let now = now.into();
         let burst = self.burst.load();
-        for (done, &(limit, units_here)) in units.iter().enumerate() {
-            let cost = limit.cost(units_here);
-            if cost != 0 && !limit.try_charge(cost, burst, now) {
-                for &(limit, units) in &units[..done] {
-                    limit.refund(limit.cost(units));
-                }
+        for (done, (limit, cost)) in self.costs(on, charge).enumerate() {
+            if !limit.try_charge(cost, burst, now) {
+                self.refund_some(done, on, charge);
                 return false;
             }
         }
@@ -161,8 +159,13 @@ impl Limits {
 
     /// When an I/O may leave, as things stand.
     pub(crate) fn eligible(&self, direction: Direction, charge: Charge) -> u64 {
+        self.eligible_by(self.on(direction), charge)
+    }
+
+    #[inline]
+    fn eligible_by(&self, on: Subset, charge: Charge) -> u64 {
         let burst = self.burst.load();
-        self.costs(direction, charge)
+        self.costs(on, charge)
             .map(|(limit, cost)| limit.eligible(cost, burst))
             .max()
             .unwrap_or(0)
@@ -170,14 +173,19 @@ impl Limits {
 
     /// Charges an I/O whatever comes.
     pub(crate) fn charge(&self, direction: Direction, charge: Charge, now: u64) {
-        for (limit, cost) in self.costs(direction, charge) {
+        for (limit, cost) in self.costs(self.on(direction), charge) {
             limit.charge(cost, now);
         }
     }
 
     /// Takes back a charge.
-    pub(crate) fn refund(&self, direction: Direction, charge: Charge) {
-        for (limit, cost) in self.costs(direction, charge) {
+    pub(crate) fn refund(&self, on: Subset, charge: Charge) {
+        self.refund_some(usize::MAX, on, charge);
+    }
+
+    #[cold]
+    fn refund_some(&self, count: usize, on: Subset, charge: Charge) {
+        for (limit, cost) in self.costs(on, charge).take(count) {
             limit.refund(cost);
         }
     }
@@ -187,8 +195,9 @@ impl Limits {
     /// no more than one I/O is made up for: the rest is lost, rather than set loose on the device at
     /// once.
     pub(crate) fn charge_held(&self, direction: Direction, charge: Charge, since: u64, now: u64) {
-        let at = self.eligible(direction, charge).max(since);
-        for (limit, cost) in self.costs(direction, charge) {
+        let on = self.on(direction);
+        let at = self.eligible_by(on, charge).max(since);
+        for (limit, cost) in self.costs(on, charge) {
             limit.charge(cost, at.max(now.saturating_sub(cost)).min(now));
         }
     }

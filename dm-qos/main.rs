@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod atomic;
+mod clock;
 mod gcra;
 mod group;
 mod groups;
@@ -114,10 +115,7 @@ impl Target for Qos {
     type PerBio = Held;
     type Shared = Arc<Groups>;
 
-    fn ctr(
-        ti: &mut Constructor<'_, Self>,
-        args: &mut Args<'_>,
-    ) -> Result<impl PinInit<Self>> {
+    fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         let settings = parse_settings(&mut args.group()?, &Settings::DEFAULT)?;
         let membership = ti
@@ -130,6 +128,7 @@ impl Target for Qos {
         }))
     }
 
+    #[inline]
     fn map<'a>(self: Pin<&Self>, ti: TargetRef<'a>, bio: IncomingBio<'a, Held>) -> Map<'a, Held> {
         let mut bio = ti.remap(bio, self.mapping);
         let direction = bio.direction();
@@ -147,6 +146,7 @@ impl Target for Qos {
         }
     }
 
+    #[inline]
     fn end_io(
         self: Pin<&Self>,
         _ti: TargetRef<'_>,

@@ -151,7 +151,7 @@ impl Capacity {
 }
 
 /// A member of the group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Slot(u32);
 
 impl Slot {
@@ -353,7 +353,7 @@ impl Member {
         {
             return;
         }
-        let over = elapsed / self.length;
+        let over = elapsed / self.length.max(1);
         let is_short = self.reserved().any(|one| one.is_short(self.length));
         let are_short = self.reserved().any(|one| one.step() < self.length);
         self.windows.seen += over;
@@ -386,7 +386,7 @@ impl Member {
             }
         }
 
-        let weight = u64::from(self.weight);
+        let weight = u64::from(self.weight.max(1));
         let time = cost.time.max(1).saturating_add(u64::from(self.rest));
         let stride = time / weight;
         // Less than the weight.

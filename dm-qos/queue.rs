@@ -58,12 +58,14 @@ impl Line {
         self.flows[self.turns.first()?].front()
     }
 
-    fn push(&mut self, flow: usize, bio: MappedBio<Held>) {
+    fn push(&mut self, flow: usize, bio: MappedBio<Held>) -> bool {
+        let is_next = self.turns.first().is_none();
         let bios = &mut self.flows[flow];
         if bios.is_empty() {
             self.turns.join(flow);
         }
         bios.push_back(bio);
+        is_next
     }
 
     fn pop(&mut self) -> Option<MappedBio<Held>> {
@@ -94,13 +96,13 @@ impl Queue {
         self.lines.iter().all(|line| line.turns.first().is_none())
     }
 
-    /// Appends a bio.
-    pub(crate) fn push(&mut self, direction: Direction, bio: MappedBio<Held>) {
+    /// Appends a bio. Is it the next of its direction?
+    pub(crate) fn push(&mut self, direction: Direction, bio: MappedBio<Held>) -> bool {
         let flow = match direction {
             Direction::Write if self.orders_writes => 0,
             _ => bio.cgroup() as usize % FLOWS,
         };
-        self.lines[direction as usize].push(flow, bio);
+        self.lines[direction as usize].push(flow, bio)
     }
 
     /// What the first bio of a direction is charged.

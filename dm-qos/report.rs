@@ -42,8 +42,8 @@ impl Traffic {
     #[inline]
     pub(crate) fn count(&self, direction: Direction, charge: Charge) {
         let first = 2 * direction as usize;
-        self.counters.add(first, u64::from(charge.ios));
-        self.counters.add(first + 1, u64::from(charge.bytes));
+        self.counters
+            .add_two(first, [charge.ios.into(), charge.bytes.into()]);
     }
 
     fn sums(&self) -> [u64; COUNTERS] {
@@ -100,9 +100,7 @@ pub(crate) fn write_status(out: &mut StatusWriter<'_>, member: &Member, settings
         write!(
             out,
             " group={} reservation={reservation} reserve_windows={} reserve_missed={}",
-            settings.group,
-            windows.seen,
-            windows.missed,
+            settings.group, windows.seen, windows.missed,
         );
     }
 }

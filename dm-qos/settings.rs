@@ -85,7 +85,10 @@ impl Settings {
     /// Whether the settings go together.
     pub(crate) fn check(&self) -> Result<(), Conflict> {
         if self.group.is_none() {
-            if let Some(key) = GROUP_KEYS.iter().find(|key| key.differs(self, &Self::DEFAULT)) {
+            if let Some(key) = GROUP_KEYS
+                .iter()
+                .find(|key| key.differs(self, &Self::DEFAULT))
+            {
                 return Err(Conflict::NeedsGroup(key.name));
             }
         }
@@ -198,7 +201,11 @@ pub(crate) static KEYS: [Key<Settings>; 15] = [
             set: |s, v| s.group = v,
         },
     },
-    iops("reserve_iops", |s| s.reserve_iops, |s, v| s.reserve_iops = v),
+    iops(
+        "reserve_iops",
+        |s| s.reserve_iops,
+        |s, v| s.reserve_iops = v,
+    ),
     bps("reserve_bps", |s| s.reserve_bps, |s, v| s.reserve_bps = v),
     number(
         "weight",
@@ -208,7 +215,11 @@ pub(crate) static KEYS: [Key<Settings>; 15] = [
         |s| s.weight,
         |s, v| s.weight = v,
     ),
-    iops("group_iops", |s| s.capacity.iops, |s, v| s.capacity.iops = v),
+    iops(
+        "group_iops",
+        |s| s.capacity.iops,
+        |s, v| s.capacity.iops = v,
+    ),
     bps("group_bps", |s| s.capacity.bps, |s, v| s.capacity.bps = v),
     number(
         "group_depth",

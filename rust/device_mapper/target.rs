@@ -230,10 +230,7 @@ pub trait Target: Sized + Send + Sync + 'static {
     ///
     /// Whoever refuses a word says so in the kernel log ([`Args::refuse`], which what takes words
     /// from [`Args`] calls by itself). Returns what makes the target in place; a plain value will do.
-    fn ctr(
-        ti: &mut Constructor<'_, Self>,
-        args: &mut Args<'_>,
-    ) -> Result<impl PinInit<Self>>;
+    fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>>;
 
     /// Maps a bio.
     fn map<'a>(

@@ -63,10 +63,7 @@ impl Target for Linear {
     type PerBio = ();
     type Shared = ();
 
-    fn ctr(
-        ti: &mut Constructor<'_, Self>,
-        args: &mut Args<'_>,
-    ) -> Result<impl PinInit<Self>> {
+    fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         args.finish()?;
         ti.set_flush_bypasses_map();

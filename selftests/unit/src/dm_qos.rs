@@ -25,18 +25,23 @@ mod limits;
 #[path = "../../../dm-qos/settings.rs"]
 #[allow(dead_code)]
 mod settings;
+#[path = "../../../dm-qos/turns.rs"]
+#[allow(dead_code)]
+mod turns;
 
 #[cfg(test)]
 mod tests {
     use super::{
-        gcra::{Limit, TICKS_PER_MS, TICKS_PER_NS, TICKS_PER_S, TICKS_PER_US},
+        gcra::{Limit, Now, TICKS_PER_MS, TICKS_PER_NS, TICKS_PER_S, TICKS_PER_US},
         histogram::Histogram,
         keys::{parse, Name, Value},
         limits::{next, Charge, Limits, Next},
         settings::{Settings, KEYS},
+        turns::{Turns, FLOWS},
         Direction::{Read, Write},
     };
     use proptest::prelude::*;
+    use std::collections::VecDeque;
 
     fn limits(change: impl FnOnce(&mut Settings)) -> Limits {
         let mut settings = Settings::DEFAULT;
@@ -89,7 +94,7 @@ mod tests {
         assert!(!limit.is_set());
         assert_eq!(limit.cost(u32::MAX), 0);
         let limits = limits(|_| ());
-        assert!(!limits.concern(Read) && !limits.concern(Write) && !limits.are_shared());
+        assert!(limits.on(Read).is_empty() && limits.on(Write).is_empty() && !limits.are_shared());
         assert_eq!(limits.eligible(Read, io(1 << 30)), 0);
     }
 
@@ -99,14 +104,14 @@ mod tests {
         let limits = limits(|s| s.iops = 1000);
         let now = TICKS_PER_S;
         let passed = (0..100)
-            .filter(|_| limits.try_charge(Read, io(4096), now))
+            .filter(|_| limits.try_charge(limits.on(Read), io(4096), now))
             .count();
         assert_eq!(passed, 10);
         // The next comes a millisecond later, and no other with it.
         let later = now + TICKS_PER_MS;
-        assert!(!limits.try_charge(Read, io(4096), later - 1));
-        assert!(limits.try_charge(Read, io(4096), later));
-        assert!(!limits.try_charge(Read, io(4096), later));
+        assert!(!limits.try_charge(limits.on(Read), io(4096), later - 1));
+        assert!(limits.try_charge(limits.on(Read), io(4096), later));
+        assert!(!limits.try_charge(limits.on(Read), io(4096), later));
     }
 
     #[test]
@@ -114,7 +119,7 @@ mod tests {
         let limits = limits(|s| s.iops = 1000);
         for now in [TICKS_PER_S, 3600 * TICKS_PER_S] {
             let passed = (0..100)
-                .filter(|_| limits.try_charge(Read, io(0), now))
+                .filter(|_| limits.try_charge(limits.on(Read), io(0), now))
                 .count();
             assert_eq!(passed, 10);
         }
@@ -129,11 +134,11 @@ mod tests {
                 s.burst_ms = burst_ms;
             });
             let big = io(16 << 20);
-            assert!(limits.try_charge(Write, big, TICKS_PER_S));
-            assert!(!limits.try_charge(Write, big, TICKS_PER_S));
+            assert!(limits.try_charge(limits.on(Write), big, TICKS_PER_S));
+            assert!(!limits.try_charge(limits.on(Write), big, TICKS_PER_S));
             // It took 16 seconds.
-            assert!(!limits.try_charge(Write, big, 17 * TICKS_PER_S - 1));
-            assert!(limits.try_charge(Write, big, 17 * TICKS_PER_S));
+            assert!(!limits.try_charge(limits.on(Write), big, 17 * TICKS_PER_S - 1));
+            assert!(limits.try_charge(limits.on(Write), big, 17 * TICKS_PER_S));
         }
     }
 
@@ -145,7 +150,7 @@ mod tests {
             s.bps = 1 << 30;
             s.burst_ms = 0;
         });
-        assert!(limits.try_charge(Write, io(4096), 0));
+        assert!(limits.try_charge(limits.on(Write), io(4096), 0));
         assert_eq!(limits.eligible(Write, io(4096)), 10 * TICKS_PER_MS);
         assert_eq!(limits.eligible(Read, io(4096)), TICKS_PER_MS);
     }
@@ -157,18 +162,18 @@ mod tests {
             s.write_bps = 1 << 20;
             s.burst_ms = 0;
         });
-        assert!(limits.try_charge(Write, io(1 << 20), 0));
+        assert!(limits.try_charge(limits.on(Write), io(1 << 20), 0));
         // Refused for its bytes: the I/Os in total are not touched.
         let before = limits.eligible(Read, io(0));
-        assert!(!limits.try_charge(Write, io(4096), TICKS_PER_MS));
+        assert!(!limits.try_charge(limits.on(Write), io(4096), TICKS_PER_MS));
         assert_eq!(limits.eligible(Read, io(0)), before);
     }
 
     #[test]
     fn an_io_that_carries_nothing_waits_for_no_bytes() {
         let limits = limits(|s| s.bps = 1);
-        assert!(limits.try_charge(Write, io(1000), 0));
-        assert!(limits.try_charge(Write, io(0), 0));
+        assert!(limits.try_charge(limits.on(Write), io(1000), 0));
+        assert!(limits.try_charge(limits.on(Write), io(0), 0));
     }
 
     #[test]
@@ -230,7 +235,7 @@ mod tests {
             bytes: 8192,
         };
         assert_eq!(limits.count(split), 9);
-        assert!(limits.try_charge(Read, io(13_107), 0));
+        assert!(limits.try_charge(limits.on(Read), io(13_107), 0));
         assert_eq!(limits.eligible(Read, io(1)), 4 * TICKS_PER_MS);
     }
 
@@ -244,7 +249,7 @@ mod tests {
         limits.charge(Write, io(4096), TICKS_PER_S);
         let before = limits.eligible(Write, io(4096));
         limits.charge(Write, io(65_536), TICKS_PER_S);
-        limits.refund(Write, io(65_536));
+        limits.refund(limits.on(Write), io(65_536));
         assert_eq!(limits.eligible(Write, io(4096)), before);
     }
 
@@ -257,6 +262,44 @@ mod tests {
         settings.bps = 1 << 30;
         limits.apply(&settings, TICKS_PER_S);
         assert!(limits.eligible(Read, io(4096)) <= TICKS_PER_S + 10 * TICKS_PER_MS);
+    }
+
+    #[test]
+    fn a_time_that_is_not_known_exactly_is_taken_on_the_safe_side() {
+        let limits = limits(|s| {
+            s.iops = 1_000;
+            s.burst_ms = 10;
+        });
+        let on = limits.on(Read);
+        // Charged as of 4 ms: by then 10 may have left, by 0 ms only 6 of them.
+        let now = Now::between(0, 4 * TICKS_PER_MS);
+        let passed = (0..20)
+            .filter(|_| limits.try_charge(on, io(0), now))
+            .count();
+        assert_eq!(passed, 6);
+        assert_eq!(limits.eligible(Read, io(0)), TICKS_PER_MS);
+        // Larger than the burst: whether it may leave is not known.
+        let limits = self::limits(|s| s.iops = 10);
+        assert!(!limits.try_charge(limits.on(Read), io(0), Now::between(0, 1)));
+        assert!(limits.try_charge(limits.on(Read), io(0), Now::at(1)));
+    }
+
+    #[test]
+    fn every_flow_has_its_turn() {
+        let mut turns = Turns::new();
+        assert_eq!(turns.first(), None);
+        turns.take(true);
+        for flow in 0..FLOWS {
+            turns.join(flow);
+        }
+        // Twice, all with more to come; then the last of each.
+        for remains in [true, true, false] {
+            for flow in 0..FLOWS {
+                assert_eq!(turns.first(), Some(flow));
+                turns.take(remains);
+            }
+        }
+        assert_eq!(turns.first(), None);
     }
 
     #[test]
@@ -365,6 +408,39 @@ mod tests {
     }
 
     proptest! {
+        /// As a list of flows in the order of their turns, which is what it is.
+        #[test]
+        fn turns_are_those_of_a_list(
+            steps in prop::collection::vec(prop_oneof![
+                (0..FLOWS).prop_map(Some),
+                Just(None),
+            ], 1..300),
+        ) {
+            let (mut turns, mut list) = (Turns::new(), VecDeque::new());
+            let mut waiting = [0; FLOWS];
+            for step in steps {
+                match step {
+                    Some(flow) => {
+                        if waiting[flow] == 0 {
+                            turns.join(flow);
+                            list.push_back(flow);
+                        }
+                        waiting[flow] += 1;
+                    }
+                    None => {
+                        if let Some(flow) = list.pop_front() {
+                            waiting[flow] -= 1;
+                            turns.take(waiting[flow] != 0);
+                            if waiting[flow] != 0 {
+                                list.push_back(flow);
+                            }
+                        }
+                    }
+                }
+                prop_assert_eq!(turns.first(), list.front().copied());
+            }
+        }
+
         /// The algorithm decides as a token bucket would, up to rounding.
         #[test]
         fn agrees_with_a_token_bucket(
@@ -403,7 +479,7 @@ mod tests {
             let mut now = TICKS_PER_S;
             for pause_ns in pauses {
                 now += pause_ns * TICKS_PER_NS;
-                if limits.try_charge(Read, io(0), now) {
+                if limits.try_charge(limits.on(Read), io(0), now) {
                     passed.push(now);
                 }
             }

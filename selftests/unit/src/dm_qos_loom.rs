@@ -73,10 +73,10 @@ mod tests {
             let others: Vec<_> = (0..2)
                 .map(|_| {
                     let limits = limits.clone();
-                    thread::spawn(move || usize::from(limits.try_charge(Read, IO, 0)))
+                    thread::spawn(move || usize::from(limits.try_charge(limits.on(Read), IO, 0)))
                 })
                 .collect();
-            let mut passed = usize::from(limits.try_charge(Read, IO, 0));
+            let mut passed = usize::from(limits.try_charge(limits.on(Read), IO, 0));
             for other in others {
                 passed += other.join().unwrap();
             }
@@ -96,14 +96,14 @@ mod tests {
             });
             let write = {
                 let limits = limits.clone();
-                thread::spawn(move || limits.try_charge(Write, IO, 0))
+                thread::spawn(move || limits.try_charge(limits.on(Write), IO, 0))
             };
-            let here = limits.try_charge(Write, IO, 0);
+            let here = limits.try_charge(limits.on(Write), IO, 0);
             let there = write.join().unwrap();
             assert!(here != there, "one write passes, and not the other");
             // What the refused one may have taken from the total for a moment is back.
-            assert!(limits.try_charge(Read, IO, 0));
-            assert!(!limits.try_charge(Read, IO, 0));
+            assert!(limits.try_charge(limits.on(Read), IO, 0));
+            assert!(!limits.try_charge(limits.on(Read), IO, 0));
         });
     }
 
@@ -129,7 +129,9 @@ mod tests {
             );
             charge.join().unwrap();
             // 10 ms of credit, less one I/O.
-            let passed = (0..20).filter(|_| limits.try_charge(Read, IO, 0)).count();
+            let passed = (0..20)
+                .filter(|_| limits.try_charge(limits.on(Read), IO, 0))
+                .count();
             assert_eq!(passed, 9);
         });
     }

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The time, as exactly as it is needed.
+//!
+//! To read the clock is much of what an I/O costs that limits let pass. While none is near, it is enough
+//! to know the time to a tick of the timer interrupt: the clock is read once a tick, and whoever comes
+//! in the same tick knows that it is not earlier, and not later than a tick after that.
+
+use super::gcra::{
+    Now,
+    TICKS_PER_NS, //
+};
+use ferrule::time::{
+    jiffies,
+    TICK_NSEC, //
+};
+use kernel::{
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Relaxed,
+        Release, //
+    },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    }, //
+};
+
+/// A clock that begins at 0.
+pub(crate) struct Clock {
+    epoch: Instant<Monotonic>,
+    /// When somebody looked last, in ticks.
+    seen: Atomic<u64>,
+    /// The jiffy in which that was, or an earlier one.
+    jiffy: Atomic<usize>,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self {
+            epoch: Instant::now(),
+            seen: Atomic::new(0),
+            jiffy: Atomic::new(jiffies()),
+        }
+    }
+
+    /// Now, in ticks. Any context.
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        (self.epoch.elapsed().as_nanos() as u64) * TICKS_PER_NS
+    }
+
+    /// Roughly now. Any context.
+    #[inline]
+    pub(crate) fn roughly_now(&self) -> Now {
+        let jiffy = jiffies();
+        // Pairs with the release in `look`: what is seen is not older than its jiffy.
+        if self.jiffy.load(Acquire) == jiffy {
+            let seen = self.seen.load(Relaxed);
+            return Now::between(seen, seen + TICK_NSEC * TICKS_PER_NS);
+        }
+        self.look(jiffy)
+    }
+
+    #[cold]
+    fn look(&self, jiffy: usize) -> Now {
+        let seen = self.seen.load(Relaxed);
+        let now = self.now();
+        // Whoever was kept from this for long must not set it back.
+        if self.seen.cmpxchg(seen, now, Relaxed).is_ok() {
+            self.jiffy.store(jiffy, Release);
+        }
+        Now::at(now)
+    }
+
+    /// A time of this clock, in nanoseconds after its beginning, as kernel timers know it.
+    pub(crate) fn instant(&self, nanoseconds: u64) -> Instant<Monotonic> {
+        self.epoch + Delta::from_nanos(nanoseconds as i64)
+    }
+}
