@@ -13,7 +13,8 @@ from .lab import CGROUP, Lab
 from .results import Goal, Results
 
 KIB, MIB = 1 << 10, 1 << 20
-BURST_MS = 100
+# The default.
+BURST_MS = 10
 WINDOW_MS = 100
 # What is left over from the burst goes in the first second.
 BEGIN_MS, SECONDS = 1000, 5
@@ -81,10 +82,10 @@ def run(results: Results) -> None:
         lab.device("qos", table)
         for case in CASES:
             results.say(str(case))
-            keys = f"4 {case.key} {case.rate} burst_ms {BURST_MS}"
             lab.shell(
                 "dmsetup suspend qos && "
-                f"dmsetup reload qos --table '{table} {keys}' && dmsetup resume qos"
+                f"dmsetup reload qos --table '{table} 2 {case.key} {case.rate}' && "
+                "dmsetup resume qos"
             )
             # Only in one direction.
             of = "bps" if case.key == "bps" else "iops"
