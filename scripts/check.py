@@ -27,7 +27,7 @@ SELFTESTS = ROOT / "selftests"
 OUT = ROOT / "out" / "check"
 # Taint that is expected: out of tree (O), unsigned (E), in-kernel tests (N).
 TAINT_ALLOWED = 1 << 12 | 1 << 13 | 1 << 18
-KERNELS_OWN = re.compile(r'comm "(swapper/\d+|hardirq|softirq|kworker/\d+:\d+H?)"')
+KERNELS_OWN = re.compile(r'comm "(swapper/\d+|hardirq|softirq|kworker/\d+:\d+H?|swapon)"')
 ALLOCATED_AT = re.compile(r"jiffies (\d+)")
 KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 # What "# Runs:" calls the kernels.
@@ -222,9 +222,9 @@ def find_leaks(guest, since: int) -> list[str]:
     """kmemleak's reports on what was allocated since then, in jiffies.
 
     It looks twice, for it takes nothing younger than 5 s for a leak. User-mode Linux has no
-    backtraces, so the task that allocated it tells whose memory it is. The kernel's own interrupts
-    and per-CPU workers (blk-mq, SCSI) keep pointers where the scanner does not look; our modules
-    allocate in none of them.
+    backtraces, so the task that allocated it tells whose memory it is. The kernel's own interrupts,
+    per-CPU workers (blk-mq, SCSI) and swapon(2) keep pointers where the scanner does not look; our
+    modules allocate in none of them.
     """
     _, output = guest.run(
         f"{KMEMLEAK} || exit 0; echo scan >$leaks; sleep 6; echo scan >$leaks; cat $leaks",

@@ -244,12 +244,16 @@ def test_the_host_gets_the_memory(balloon):
 
 def test_compaction_moves_pages_of_the_balloon(balloon):
     """Migration replaces pages without the size changing."""
-    # What is free afterwards lies between the balloon's pages.
-    balloon.resize(MEMORY // 2)
-    balloon.resize(MEMORY * 3 // 4)
     before = balloon.counters()["balloon_migrate"]
-    balloon.sh("echo 1 >/proc/sys/vm/compact_memory")
-    after = balloon.counters()
+    for _ in range(5):
+        # What is free afterwards lies between the balloon's pages, for the most part: where they
+        # are is not for us to say.
+        balloon.resize(MEMORY // 2)
+        balloon.resize(MEMORY * 3 // 4)
+        balloon.sh("echo 1 >/proc/sys/vm/compact_memory")
+        after = balloon.counters()
+        if after["balloon_migrate"] > before:
+            break
     assert after["balloon_migrate"] > before
     assert after["nr_balloon_pages"] == MEMORY // 4 * 256
     assert balloon.actual() == MEMORY * 3 // 4 * MIB
