@@ -36,7 +36,7 @@ all_wait() {
 # a moment to keep the devices busy gets another chance, and so does one that stood still: no more
 # than the burst is made up for.
 measure() {
-	local rate=$1 spec try names=()
+	local rate=$1 spec try slept names=()
 	local -A start=() count=() time=()
 	shift
 	names=("${@%%:*}")
@@ -50,13 +50,15 @@ measure() {
 			count[$spec]=$COUNT
 		done
 		all_wait "${names[@]}" || continue
+		slept=${EPOCHREALTIME/./}
 		sleep 5
+		slept=$((${EPOCHREALTIME/./} - slept))
 		for spec; do
 			sample "${spec%:*}" "${spec#*:}"
 			time[$spec]=$((TIME - start[$spec]))
 			count[$spec]=$((COUNT - count[$spec]))
 		done
-		! all_wait "${names[@]}" || [ "${time[$spec]}" -gt 5300000 ] || break
+		! all_wait "${names[@]}" || [ "$slept" -gt 5500000 ] || break
 		diag "the guest is too slow, or stood still: once more"
 	done
 	for spec; do
