@@ -569,7 +569,7 @@ impl Scheduler {
 
         // Ahead by the same work as before.
         let weight = promise.weight.clamp(1, MAX_WEIGHT);
-        let (from, to) = (u64::from(member.weight), u64::from(weight));
+        let (from, to) = (u64::from(member.weight), u64::from(weight).max(1));
         if from != to {
             if let Some(ahead) = member.share.checked_sub(virtual_time) {
                 member.share = virtual_time.saturating_add(ahead.saturating_mul(from) / to);

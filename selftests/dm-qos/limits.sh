@@ -72,8 +72,8 @@ some_waited() {
 	[ "$(($(fields "$1" read_held_total write_held_total | paste -sd +)))" -gt 20 ]
 }
 
-# What is in flight must last for as long as a busy host keeps fio from running, and the burst for as
-# long as it keeps dm-qos from it: no more is made up for.
+# What is in flight must last for as long as a busy host keeps fio from running, and the burst for
+# as long as it keeps dm-qos from it: no more is made up for.
 DEPTH=128
 PATIENT=(burst_ms 100)
 
