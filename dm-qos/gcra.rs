@@ -172,15 +172,15 @@ impl Limit {
     #[inline]
     pub(crate) fn try_charge(&self, cost: u64, burst: u64, now: impl Into<Now>) -> bool {
         let Now { earliest, latest } = now.into();
-        // No sum of two of these comes near an age.
-        let ahead = earliest + burst.saturating_sub(cost);
+        let ahead = earliest.wrapping_add(burst.saturating_sub(cost));
         let mut due = self.due.load();
         loop {
             let from = due.max(latest);
             if from > ahead {
                 return false;
             }
-            match self.due.compare_exchange(due, from.saturating_add(cost)) {
+            // No sum of two of these comes near an age, which is 2^64.
+            match self.due.compare_exchange(due, from.wrapping_add(cost)) {
                 Ok(_) => return true,
                 Err(current) => due = current,
             }

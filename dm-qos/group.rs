@@ -14,7 +14,7 @@
 //! ```text
 //! admit: first to wait ------------------------+
 //! timer: something is due ---------------------+--> work: release what is due --> arm the timer
-//! end_io: there is room below again -----------+
+//! end: there is room below again --------------+
 //! set, suspend --------------------------------+
 //! ```
 //!
@@ -26,10 +26,10 @@
 //!
 //! # Who runs concurrently, and with what
 //!
-//! `admit` runs in process context, on any number of CPUs; `ended` in any context. The work runs on a
+//! `admit` runs in process context, on any number of CPUs; `bio_ended` in any context. The work runs on a
 //! queue of the group's own, which makes progress when memory is short; the timer in hard interrupt
 //! context. `state` is taken by `admit` (when it has to wait, or others do), the work, status,
-//! messages and suspend, never by the timer or `ended`: it is the innermost lock, and interrupts stay
+//! messages and suspend, never by the timer or `bio_ended`: it is the innermost lock, and interrupts stay
 //! enabled. `armed` is taken by the work, and when the group ends and there is no work any more.
 //!
 //! A member's bios keep its table alive, and so the member, until they end. The work holds a
@@ -77,8 +77,12 @@ use ferrule::{
         plugged,
         BioList,
         Flags,
-        MappedBio, //
+        HeldBio,
+        MappedBio,
+        Observer,
+        Status, //
     },
+    device_mapper::Map,
     workqueue::{
         OwnedQueue,
         Priority, //
@@ -135,27 +139,17 @@ const BATCH: u64 = 32;
 /// For how many members there is room in a group that gets its first.
 const FIRST_ROOM: u32 = 1;
 
-/// What is kept in a bio.
-#[derive(Clone, Copy, Default)]
+/// What is kept in a bio that waits.
+#[derive(Clone, Copy)]
 pub(crate) struct Held {
-    /// When it came, in ticks, if it waits.
+    /// When it came, in ticks.
     since: u64,
-    /// What it is charged, if it waits.
+    /// What it is charged.
     pub(crate) charge: Charge,
-    /// Whose it is, if it waits.
+    /// Whose it is.
     member: Slot,
-    /// It is one of [`Group::in_flight`].
+    /// It leaves, as one of [`Group::in_flight`].
     is_counted: bool,
-}
-
-/// What became of a bio that asked to pass.
-pub(crate) enum Admission {
-    /// It may go, and was charged.
-    Pass(MappedBio<Held>),
-    /// It waits.
-    Held,
-    /// It would have to wait, but must not. It was not charged.
-    WouldBlock(MappedBio<Held>),
 }
 
 /// A device: a member of its group.
@@ -234,8 +228,8 @@ enum Step {
     Nothing,
     /// Nothing may leave before this time.
     Wait(u64),
-    /// The first bio of this member, in this direction, leaves.
-    Release(Slot, Direction),
+    /// The first bio of this member, in this direction, leaves. It might have from this time on.
+    Release(Slot, Direction, u64),
 }
 
 impl_has_work! {
@@ -271,7 +265,7 @@ impl State {
     }
 
     /// A bio leaves that was taken out.
-    fn leaves(&mut self, bio: MappedBio<Held>, batch: &mut Batch, now: u64) {
+    fn leaves(&mut self, bio: HeldBio<Held>, batch: &mut Batch, now: u64) {
         let Held { since, member, .. } = *bio.data();
         // A member outlives its bios.
         if let Some(entry) = self.entry(member) {
@@ -465,19 +459,19 @@ impl Group {
         None
     }
 
-    /// Charges a bio if it may leave now, as far as capacity and room below go.
-    fn try_charge(&self, bio: &mut MappedBio<Held>, charge: Charge, now: Now) -> bool {
+    /// Charges an I/O if it may leave now, as far as capacity and room below go. Says whether it is
+    /// counted as in flight.
+    fn try_charge(&self, direction: Direction, charge: Charge, now: Now) -> Option<bool> {
         // Of a capacity there are limits in total only.
-        let capacity = self.capacity.on(bio.direction());
+        let capacity = self.capacity.on(direction);
         if !self.capacity.try_charge(capacity, charge, now) {
-            return false;
+            return None;
         }
-        let Some(is_counted) = self.try_enter() else {
+        let is_counted = self.try_enter();
+        if is_counted.is_none() {
             self.capacity.refund(capacity, charge);
-            return false;
-        };
-        bio.data_mut().is_counted = is_counted;
-        true
+        }
+        is_counted
     }
 
     /// Lets an I/O in flight whatever comes; says whether it is to be counted.
@@ -533,8 +527,8 @@ impl Group {
                 None => Next::Nothing,
             };
             // Others may have been charged since the scheduler was told.
-            let direction = match next {
-                Next::Release(direction) => direction,
+            let (direction, mut due) = match next {
+                Next::Release(direction, due) => (direction, due),
                 Next::Wait(until) => {
                     state.scheduler.set_eligible(slot, until, now);
                     continue;
@@ -558,8 +552,9 @@ impl Group {
                 if !self.has_room() {
                     return Step::Wait(NEVER);
                 }
+                due = due.max(eligible);
             }
-            return Step::Release(slot, direction);
+            return Step::Release(slot, direction, due);
         }
     }
 
@@ -569,8 +564,9 @@ impl Group {
         state: &mut State,
         slot: Slot,
         direction: Direction,
+        due: u64,
         now: u64,
-    ) -> Option<MappedBio<Held>> {
+    ) -> Option<HeldBio<Held>> {
         let governs = self.governs.load(Relaxed);
         let is_counted = governs && self.try_enter()?;
         let price = state.price;
@@ -580,10 +576,11 @@ impl Group {
         bio.data_mut().is_counted = is_counted;
 
         let limits = &entry.member.limits;
-        limits.charge_held(direction, charge, since, now);
+        let due = due.max(since);
+        limits.charge_held(direction, charge, due, now);
         let eligible = entry.queue.eligible(limits);
         if governs {
-            self.capacity.charge_held(direction, charge, since, now);
+            self.capacity.charge_held(direction, charge, due, now);
         }
         state.scheduler.served(slot, Self::cost(charge, price), now);
         match eligible {
@@ -613,12 +610,12 @@ impl Group {
                 continue;
             }
             match self.next(state, now) {
-                Step::Release(slot, _) if !batch.is_for(slot) => return More::Now,
-                Step::Release(slot, _) if self.is_private => {
+                Step::Release(slot, ..) if !batch.is_for(slot) => return More::Now,
+                Step::Release(slot, ..) if self.is_private => {
                     self.take_all_due(state, slot, batch, now);
                 }
-                Step::Release(slot, direction) => {
-                    if let Some(bio) = self.take(state, slot, direction, now) {
+                Step::Release(slot, direction, due) => {
+                    if let Some(bio) = self.take(state, slot, direction, due, now) {
                         state.leaves(bio, batch, now);
                     }
                 }
@@ -646,15 +643,16 @@ impl Group {
             return;
         };
         while batch.has_room() {
-            let bio = match queue.next(&member.limits, now) {
-                Next::Release(direction) => queue.pop(direction),
+            let (direction, due) = match queue.next(&member.limits, now) {
+                Next::Release(direction, due) => (direction, due),
                 Next::Wait(until) => return state.scheduler.set_eligible(slot, until, now),
                 Next::Nothing => return state.scheduler.idle(slot, now),
             };
-            if let Some(bio) = bio {
+            if let Some(bio) = queue.pop(direction) {
                 let Held { since, charge, .. } = *bio.data();
-                let direction = bio.direction();
-                member.limits.charge_held(direction, charge, since, now);
+                member
+                    .limits
+                    .charge_held(direction, charge, due.max(since), now);
                 queue.times[direction as usize].record(waited(since, now));
                 batch.push(bio, member);
             }
@@ -703,7 +701,7 @@ impl Batch {
     }
 
     /// The member must be the one that it is for.
-    fn push(&mut self, bio: MappedBio<Held>, member: &Arc<Member>) {
+    fn push(&mut self, bio: HeldBio<Held>, member: &Arc<Member>) {
         if self.member.is_none() {
             self.member = Some(member.clone());
         }
@@ -718,8 +716,13 @@ impl Batch {
         };
         plugged(|| {
             while let Some(bio) = self.bios.pop_front() {
-                member.traffic.count(bio.direction(), bio.data().charge);
-                bio.submit();
+                let (bio, held) = bio.release();
+                member.traffic.count(bio.direction(), held.charge);
+                if held.is_counted {
+                    bio.observed_by(member.group.clone()).submit();
+                } else {
+                    bio.submit();
+                }
             }
         });
         for (waiting, count) in member.waiting.iter().zip(self.counts) {
@@ -773,6 +776,12 @@ impl WorkItem for Group {
     }
 }
 
+impl Observer for Group {
+    fn bio_ended(this: ArcBorrow<'_, Self>) {
+        this.leave();
+    }
+}
+
 impl HrTimerCallback for Group {
     type Pointer<'a> = Arc<Self>;
 
@@ -783,30 +792,50 @@ impl HrTimerCallback for Group {
 }
 
 impl Member {
-    /// Lets a bio pass or holds it. Process context.
+    /// Lets a bio pass or holds it, or ends it if it would have to wait but must not. Process context.
     #[inline]
-    pub(crate) fn admit(
+    pub(crate) fn admit<'a>(
         &self,
-        mut bio: MappedBio<Held>,
+        bio: MappedBio<Held>,
         direction: Direction,
         charge: Charge,
-    ) -> Admission {
+    ) -> Map<'a, Held> {
         let group = &*self.group;
         let governs = group.governs.load(Relaxed);
         let [reads, writes] = &self.waiting;
         let limits = self.limits.on(direction);
         if reads.load(Acquire) | writes.load(Acquire) == 0 {
             if !governs && limits.is_empty() {
-                return Admission::Pass(bio);
+                return self.pass(bio, direction, charge, false);
             }
             let is_special = self.is_important(&bio, direction)
                 || (governs && group.is_contended.load(Relaxed))
                 || self.is_open.load(Acquire);
-            if !is_special && self.try_charge(&mut bio, limits, charge, group.clock.roughly_now()) {
-                return Admission::Pass(bio);
+            if !is_special {
+                let now = group.clock.roughly_now();
+                if let Some(is_counted) = self.try_charge(direction, limits, charge, now) {
+                    return self.pass(bio, direction, charge, is_counted);
+                }
             }
         }
         self.admit_slowly(bio, direction, limits, charge)
+    }
+
+    /// Lets a bio go that was charged.
+    #[inline]
+    fn pass<'a>(
+        &self,
+        bio: MappedBio<Held>,
+        direction: Direction,
+        charge: Charge,
+        is_counted: bool,
+    ) -> Map<'a, Held> {
+        self.traffic.count(direction, charge);
+        if is_counted {
+            Map::Observed(bio.observed_by(self.group.clone()))
+        } else {
+            Map::Remapped(bio)
+        }
     }
 
     /// Would somebody important wait behind somebody who is not?
@@ -819,26 +848,24 @@ impl Member {
 
     /// The part of [`Self::admit`] for when something waits, or would have to.
     #[cold]
-    fn admit_slowly(
+    fn admit_slowly<'a>(
         &self,
-        mut bio: MappedBio<Held>,
+        bio: MappedBio<Held>,
         direction: Direction,
         limits: Subset,
         charge: Charge,
-    ) -> Admission {
+    ) -> Map<'a, Held> {
         let group = &*self.group;
         let is_limited = group.governs.load(Relaxed) || !limits.is_empty();
         let is_first = self.waiting[direction as usize].load(Acquire) == 0;
         let is_open = self.is_open.load(Acquire);
         if is_first && (is_open || !is_limited) {
-            return Admission::Pass(bio);
+            return self.pass(bio, direction, charge, false);
         }
         let now = group.now();
         if self.is_important(&bio, direction) {
-            if !is_open {
-                self.charge(&mut bio, direction, charge, now);
-            }
-            return Admission::Pass(bio);
+            let is_counted = !is_open && self.charge(direction, charge, now);
+            return self.pass(bio, direction, charge, is_counted);
         }
         let [reads, writes] = &self.waiting;
         // What waits in the other direction may wait for nothing that this one needs.
@@ -846,62 +873,63 @@ impl Member {
             true => reads.load(Acquire) | writes.load(Acquire) == 0,
             false => is_first,
         };
-        if none_before
-            && !group.is_contended.load(Relaxed)
-            && self.try_charge(&mut bio, limits, charge, now.into())
-        {
-            return Admission::Pass(bio);
+        if none_before && !group.is_contended.load(Relaxed) {
+            if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
+                return self.pass(bio, direction, charge, is_counted);
+            }
         }
         self.hold(bio, direction, charge, now)
     }
 
-    /// Charges a bio if it may leave now, as far as limits, capacity and room below go.
+    /// Charges an I/O if it may leave now, as far as limits, capacity and room below go. Says whether
+    /// it is counted as in flight.
     #[inline]
     fn try_charge(
         &self,
-        bio: &mut MappedBio<Held>,
+        direction: Direction,
         limits: Subset,
         charge: Charge,
         now: Now,
-    ) -> bool {
+    ) -> Option<bool> {
         if !self.limits.try_charge(limits, charge, now) {
-            return false;
+            return None;
         }
         if !self.group.governs.load(Relaxed) {
-            return true;
+            return Some(false);
         }
-        if self.group.try_charge(bio, charge, now) {
-            return true;
+        let is_counted = self.group.try_charge(direction, charge, now);
+        if is_counted.is_none() {
+            self.limits.refund(limits, charge);
         }
-        self.limits.refund(limits, charge);
-        false
+        is_counted
     }
 
-    /// Charges a bio that leaves now whatever comes.
+    /// Charges an I/O that leaves now whatever comes. Says whether it is counted as in flight.
     #[cold]
-    fn charge(&self, bio: &mut MappedBio<Held>, direction: Direction, charge: Charge, now: u64) {
+    fn charge(&self, direction: Direction, charge: Charge, now: u64) -> bool {
         let group = &*self.group;
         self.limits.charge(direction, charge, now);
-        if group.governs.load(Relaxed) {
-            group.capacity.charge(direction, charge, now);
-            bio.data_mut().is_counted = group.enter();
-            if group.is_contended.load(Relaxed) {
-                let mut state = group.state.lock();
-                let cost = Group::cost(charge, state.price);
-                state.scheduler.served(self.slot, cost, now);
-            }
+        if !group.governs.load(Relaxed) {
+            return false;
         }
+        group.capacity.charge(direction, charge, now);
+        if group.is_contended.load(Relaxed) {
+            let mut state = group.state.lock();
+            let cost = Group::cost(charge, state.price);
+            state.scheduler.served(self.slot, cost, now);
+        }
+        group.enter()
     }
 
     /// The part of [`Self::admit`] that takes the lock.
     #[cold]
-    fn hold(
+    fn hold<'a>(
         &self,
-        mut bio: MappedBio<Held>,
+        bio: MappedBio<Held>,
         direction: Direction,
         charge: Charge,
         now: u64,
-    ) -> Admission {
+    ) -> Map<'a, Held> {
         let group = &*self.group;
         let must_not_wait = bio.flags().any_of(Flags::NOWAIT);
         let waiting = &self.waiting[direction as usize];
@@ -912,40 +940,43 @@ impl Member {
         if is_first {
             // What goes to a disk that is gone fails there. When only the other direction waits, and
             // not for what this bio needs, there is no reason to wait either.
-            if is_open
-                || bio.device_is_dead()
-                || (!self.is_before(&mut state, now)
-                    && self.try_charge(&mut bio, self.limits.on(direction), charge, now.into()))
-            {
-                return Admission::Pass(bio);
+            if is_open || bio.device_is_dead() {
+                return self.pass(bio, direction, charge, false);
+            }
+            if !self.is_before(&mut state, now) {
+                let limits = self.limits.on(direction);
+                if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
+                    return self.pass(bio, direction, charge, is_counted);
+                }
             }
         }
         if must_not_wait {
-            return Admission::WouldBlock(bio);
+            drop(state);
+            bio.end(Status::AGAIN);
+            return Map::Submitted;
         }
 
-        bio.prepare_to_hold();
-        *bio.data_mut() = Held {
+        let bio = bio.hold(Held {
             since: now,
             charge,
             member: self.slot,
             is_counted: false,
-        };
+        });
         waiting.add(1, Relaxed);
         if is_open {
             state.released.push_back(bio);
             drop(state);
             self.group.as_arc_borrow().kick();
-            return Admission::Held;
+            return Map::Submitted;
         }
         let Some(entry) = state.entry(self.slot) else {
             // There is one as long as there is a bio.
-            return Admission::Held;
+            return Map::Submitted;
         };
         let was_empty = entry.queue.is_empty();
         if !entry.queue.push(direction, bio) {
             // It is not next in its direction.
-            return Admission::Held;
+            return Map::Submitted;
         }
         let eligible = entry.queue.eligible(&self.limits).unwrap_or(now);
         if was_empty {
@@ -955,17 +986,18 @@ impl Member {
         }
         if !is_first {
             // The work is about to submit some of this direction, and will look for more.
-            return Admission::Held;
+            return Map::Submitted;
         }
 
         // Who waits first may be next of all: then it need not wait for the work.
         let is_due = match group.next(&mut state, now) {
             Step::Nothing => false,
             Step::Wait(until) => state.wake_at(until) < state.armed_until,
-            Step::Release(slot, next) if slot == self.slot && next == direction => {
-                if let Some(bio) = group.take(&mut state, slot, direction, now) {
+            Step::Release(slot, next, due) if slot == self.slot && next == direction => {
+                if let Some(bio) = group.take(&mut state, slot, direction, due, now) {
                     waiting.fetch_sub(1, Relaxed);
-                    return Admission::Pass(bio);
+                    let (bio, held) = bio.release();
+                    return self.pass(bio, direction, charge, held.is_counted);
                 }
                 false
             }
@@ -975,20 +1007,12 @@ impl Member {
         if is_due {
             self.group.as_arc_borrow().kick();
         }
-        Admission::Held
+        Map::Submitted
     }
 
     /// Is something that waits in the group about to be released?
     fn is_before(&self, state: &mut State, now: u64) -> bool {
         state.scheduler.has_ready(now)
-    }
-
-    /// A bio ended that this member let pass. Any context.
-    #[inline]
-    pub(crate) fn ended(&self, held: &Held) {
-        if held.is_counted {
-            self.group.as_arc_borrow().leave();
-        }
     }
 
     /// Changes the limits and what is promised, for what waits already as well. Process context.

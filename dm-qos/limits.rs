@@ -57,6 +57,11 @@ impl Subset {
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
+
+    /// Those that come before this one.
+    fn before(self, which: usize) -> Self {
+        Self(self.0 & ((1 << which) - 1))
+    }
 }
 
 impl Iterator for Subset {
@@ -122,13 +127,13 @@ impl Limits {
 
     /// What an I/O costs by each of those limits, as far as it costs anything.
     #[inline]
-    fn costs(&self, on: Subset, charge: Charge) -> impl Iterator<Item = (&Limit, u64)> {
+    fn costs(&self, on: Subset, charge: Charge) -> impl Iterator<Item = (usize, &Limit, u64)> {
         let ios = self.count(charge);
         on.filter_map(move |which| {
             let limit = &self.limits[which];
             let units = if which % 2 == 0 { ios } else { charge.bytes };
             let cost = limit.cost(units);
-            (cost != 0).then_some((limit, cost))
+            (cost != 0).then_some((which, limit, cost))
         })
     }
 
@@ -148,9 +153,9 @@ impl Limits {
     pub(crate) fn try_charge(&self, on: Subset, charge: Charge, now: impl Into<Now>) -> bool {
         let now = now.into();
         let burst = self.burst.load();
-        for (done, (limit, cost)) in self.costs(on, charge).enumerate() {
+        for (which, limit, cost) in self.costs(on, charge) {
             if !limit.try_charge(cost, burst, now) {
-                self.refund_some(done, on, charge);
+                self.refund(on.before(which), charge);
                 return false;
             }
         }
@@ -158,47 +163,37 @@ impl Limits {
     }
 
     /// When an I/O may leave, as things stand.
-    pub(crate) fn eligible(&self, direction: Direction, charge: Charge) -> u64 {
-        self.eligible_by(self.on(direction), charge)
-    }
-
     #[inline]
-    fn eligible_by(&self, on: Subset, charge: Charge) -> u64 {
+    pub(crate) fn eligible(&self, direction: Direction, charge: Charge) -> u64 {
         let burst = self.burst.load();
-        self.costs(on, charge)
-            .map(|(limit, cost)| limit.eligible(cost, burst))
+        self.costs(self.on(direction), charge)
+            .map(|(_, limit, cost)| limit.eligible(cost, burst))
             .max()
             .unwrap_or(0)
     }
 
     /// Charges an I/O whatever comes.
     pub(crate) fn charge(&self, direction: Direction, charge: Charge, now: u64) {
-        for (limit, cost) in self.costs(self.on(direction), charge) {
+        for (_, limit, cost) in self.costs(self.on(direction), charge) {
             limit.charge(cost, now);
         }
     }
 
     /// Takes back a charge.
-    pub(crate) fn refund(&self, on: Subset, charge: Charge) {
-        self.refund_some(usize::MAX, on, charge);
-    }
-
     #[cold]
-    fn refund_some(&self, count: usize, on: Subset, charge: Charge) {
-        for (limit, cost) in self.costs(on, charge).take(count) {
+    pub(crate) fn refund(&self, on: Subset, charge: Charge) {
+        for (_, limit, cost) in self.costs(on, charge) {
             limit.refund(cost);
         }
     }
 
-    /// Charges an I/O that waited since `since` and leaves now: as of the time at which it should
-    /// have left, so that being late costs nothing. Of what a stall of more than the burst kept back,
-    /// no more than one I/O is made up for: the rest is lost, rather than set loose on the device at
-    /// once.
-    pub(crate) fn charge_held(&self, direction: Direction, charge: Charge, since: u64, now: u64) {
-        let on = self.on(direction);
-        let at = self.eligible_by(on, charge).max(since);
-        for (limit, cost) in self.costs(on, charge) {
-            limit.charge(cost, at.max(now.saturating_sub(cost)).min(now));
+    /// Charges an I/O that waited and leaves now: as of the time `due` at which it should have left,
+    /// so that being late costs nothing. Of what a stall of more than the burst kept back, no more
+    /// than one I/O is made up for: the rest is lost, rather than set loose on the device at once.
+    #[inline]
+    pub(crate) fn charge_held(&self, direction: Direction, charge: Charge, due: u64, now: u64) {
+        for (_, limit, cost) in self.costs(self.on(direction), charge) {
+            limit.charge(cost, due.max(now.saturating_sub(cost)).min(now));
         }
     }
 }
@@ -208,8 +203,8 @@ impl Limits {
 pub(crate) enum Next {
     /// None waits.
     Nothing,
-    /// The first one in this direction leaves.
-    Release(Direction),
+    /// The first one in this direction leaves. It might have from this time on, in ticks.
+    Release(Direction, u64),
     /// None may leave before this time, in ticks.
     Wait(u64),
 }
@@ -222,8 +217,9 @@ pub(crate) fn next(eligible: [Option<u64>; 2], last: Direction, now: u64) -> Nex
         Direction::Write => Direction::Read,
     };
     for direction in [other, last] {
-        if eligible[direction as usize].is_some_and(|time| time <= now) {
-            return Next::Release(direction);
+        match eligible[direction as usize] {
+            Some(time) if time <= now => return Next::Release(direction, time),
+            _ => {}
         }
     }
     match eligible.into_iter().flatten().min() {

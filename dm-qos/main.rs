@@ -30,10 +30,8 @@ mod turns;
 use ferrule::{
     bio::{
         Direction,
-        EndedBio,
         IncomingBio,
-        MappedBio,
-        Status, //
+        MappedBio, //
     },
     device_mapper::{
         args::Args,
@@ -43,7 +41,6 @@ use ferrule::{
         },
         status::StatusWriter,
         Constructor,
-        EndIo,
         Features,
         Map,
         Mapping,
@@ -53,10 +50,7 @@ use ferrule::{
         TargetRef, //
     }, //
 };
-use group::{
-    Admission,
-    Held, //
-};
+use group::Held;
 use groups::{
     Groups,
     Membership,
@@ -133,28 +127,7 @@ impl Target for Qos {
         let mut bio = ti.remap(bio, self.mapping);
         let direction = bio.direction();
         let charge = charge_of(&mut bio);
-        match self.membership.admit(bio, direction, charge) {
-            Admission::Pass(bio) => {
-                self.membership.traffic.count(direction, charge);
-                Map::Remapped(bio)
-            }
-            Admission::Held => Map::Submitted,
-            Admission::WouldBlock(bio) => {
-                bio.end(Status::AGAIN);
-                Map::Submitted
-            }
-        }
-    }
-
-    #[inline]
-    fn end_io(
-        self: Pin<&Self>,
-        _ti: TargetRef<'_>,
-        bio: &EndedBio<'_, Held>,
-        status: Status,
-    ) -> EndIo {
-        self.membership.ended(bio.data());
-        EndIo::Done(status)
+        self.membership.admit(bio, direction, charge)
     }
 
     fn presuspend(self: Pin<&Self>, _ti: TargetRef<'_>) {

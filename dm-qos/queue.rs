@@ -22,7 +22,7 @@ use super::{
 };
 use ferrule::bio::{
     BioList,
-    MappedBio, //
+    HeldBio, //
 };
 use kernel::prelude::*;
 
@@ -54,11 +54,11 @@ impl Line {
         })
     }
 
-    fn front(&self) -> Option<&MappedBio<Held>> {
+    fn front(&self) -> Option<&HeldBio<Held>> {
         self.flows[self.turns.first()?].front()
     }
 
-    fn push(&mut self, flow: usize, bio: MappedBio<Held>) -> bool {
+    fn push(&mut self, flow: usize, bio: HeldBio<Held>) -> bool {
         let is_next = self.turns.first().is_none();
         let bios = &mut self.flows[flow];
         if bios.is_empty() {
@@ -68,7 +68,7 @@ impl Line {
         is_next
     }
 
-    fn pop(&mut self) -> Option<MappedBio<Held>> {
+    fn pop(&mut self) -> Option<HeldBio<Held>> {
         let bios = &mut self.flows[self.turns.first()?];
         let bio = bios.pop_front();
         let remains = !bios.is_empty();
@@ -97,7 +97,7 @@ impl Queue {
     }
 
     /// Appends a bio. Is it the next of its direction?
-    pub(crate) fn push(&mut self, direction: Direction, bio: MappedBio<Held>) -> bool {
+    pub(crate) fn push(&mut self, direction: Direction, bio: HeldBio<Held>) -> bool {
         let flow = match direction {
             Direction::Write if self.orders_writes => 0,
             _ => bio.cgroup() as usize % FLOWS,
@@ -129,13 +129,13 @@ impl Queue {
     pub(crate) fn eligible(&self, limits: &Limits) -> Option<u64> {
         match self.next(limits, 0) {
             Next::Nothing => None,
-            Next::Release(_) => Some(0),
+            Next::Release(..) => Some(0),
             Next::Wait(until) => Some(until),
         }
     }
 
     /// Takes the first bio of a direction out.
-    pub(crate) fn pop(&mut self, direction: Direction) -> Option<MappedBio<Held>> {
+    pub(crate) fn pop(&mut self, direction: Direction) -> Option<HeldBio<Held>> {
         self.last = direction;
         self.lines[direction as usize].pop()
     }

@@ -8,9 +8,13 @@
 //! 1. [`IncomingBio`] is what [`Target::map`] receives. The target looks at it (operation, size,
 //!    flags), and decides.
 //! 2. [`IncomingBio::remap`] directs it to one of the target's devices. The result, a
-//!    [`MappedBio`], may be returned to device mapper at once ([`Map::Remapped`]) or kept as long as
-//!    the target likes, alone or in a [`BioList`].
-//! 3. [`MappedBio::submit`] sends a kept bio on its way. [`MappedBio::end`] completes it instead.
+//!    [`MappedBio`], may be returned to device mapper at once ([`Map::Remapped`]).
+//! 3. Or the target keeps it for as long as it likes, with data of its own in it, alone or in a
+//!    [`BioList`]: [`MappedBio::hold`] makes it a [`HeldBio`], [`HeldBio::release`] a [`MappedBio`]
+//!    again.
+//! 4. [`MappedBio::submit`] sends a kept bio on its way. [`MappedBio::end`] completes it instead.
+//! 5. Who wants to know when this one ends says so before ([`MappedBio::observed_by`]). Who wants to
+//!    know of all has an `end_io` ([`Target::end_io`]), which every bio then pays for.
 //!
 //! # C counterparts
 //!
@@ -19,7 +23,8 @@
 //! | [`Bio::op`], [`Bio::flags`] | `bio_op()`, `bio->bi_opf` |
 //! | [`Bio::direction`] | `bio_data_dir()` |
 //! | [`Bio::sector`], [`Bio::size`] | `bio->bi_iter` |
-//! | [`Bio::data`] | `dm_per_bio_data()` |
+//! | [`MappedBio::hold`], [`HeldBio::data`] | `dm_per_bio_data()` |
+//! | [`MappedBio::observed_by`] | `dm_hook_bio()` of dm-cache, and its like in other targets |
 //! | [`IncomingBio::remap`] | `bio_set_dev()`, `bio->bi_iter.bi_sector = ...` |
 //! | [`MappedBio::submit`] | `dm_submit_bio_remap()` |
 //! | [`MappedBio::end`] | `bio->bi_status = ...; bio_endio()` |
@@ -43,6 +48,7 @@
 //! [`include/linux/device-mapper.h`](srctree/include/linux/device-mapper.h)
 //!
 //! [`Target::map`]: crate::device_mapper::Target::map
+//! [`Target::end_io`]: crate::device_mapper::Target::end_io
 //! [`Map::Remapped`]: crate::device_mapper::Map::Remapped
 //! [`TargetRef::device`]: crate::device_mapper::TargetRef::device
 
@@ -62,6 +68,10 @@ use core::{
         self,
         NonNull, //
     }, //
+};
+use kernel::sync::{
+    Arc,
+    ArcBorrow, //
 };
 
 /// Bytes in a sector, the unit of addresses in the block layer whatever the device's block size.
@@ -171,26 +181,34 @@ pub fn plugged<R>(submit: impl FnOnce() -> R) -> R {
     result
 }
 
-/// A bio that its holder owns: what [`IncomingBio`] and [`MappedBio`] have in common.
+/// A bio that its holder owns: what [`IncomingBio`], [`MappedBio`] and [`HeldBio`] have in common.
 ///
-/// `D` is the target's per-bio data ([`Target::PerBio`](crate::device_mapper::Target::PerBio)).
+/// `D` is what the target keeps in the bios that it holds
+/// ([`Target::PerBio`](crate::device_mapper::Target::PerBio)).
 ///
 /// Dropping it ends the I/O with [`Status::IOERR`]. That may be done in any context.
 ///
 /// # Invariants
 ///
 /// - `bio` points to a bio that device mapper allocated (a clone, with `clone_endio()` as its end
-///   function), for a target whose `per_io_data_size` is the size of `D`, with the `D` in it
-///   initialised.
+///   function), for a target whose `per_io_data_size` is [`Self::DATA_SIZE`].
 /// - This object owns it: nobody else accesses the bio, and it was neither submitted nor ended since
 ///   it was passed to the target. Until one of the two is done, the table that the target belongs
 ///   to, with the devices that it opened, exists: device mapper waits for bios in flight before it
 ///   destroys a table.
-/// - In a [`MappedBio`], `bio->bi_bdev` is a device of that table.
+/// - In a [`MappedBio`] and a [`HeldBio`], `bio->bi_bdev` is a device of that table.
 #[repr(transparent)]
 pub struct Bio<D = ()> {
     bio: NonNull<bindings::bio>,
     _data: PhantomData<D>,
+}
+
+/// What is in the space that device mapper allocates with each bio.
+union PerBio<D> {
+    /// While it is held.
+    data: ManuallyDrop<D>,
+    /// From when it is to be observed until it ends: the end function that it had before.
+    end_io: bindings::bio_end_io_t,
 }
 
 // SAFETY: By the type invariants this is the only reference to the bio, which is not tied to a
@@ -204,40 +222,29 @@ impl<D> Bio<D> {
     pub(crate) const DATA_SIZE: usize = {
         // Device mapper places the data right before structures that end in a bio, at a distance
         // that is a multiple of their alignment.
-        assert!(mem::align_of::<D>() <= mem::align_of::<bindings::bio>());
-        // Nobody would drop it.
-        assert!(!mem::needs_drop::<D>());
-        mem::size_of::<D>()
+        assert!(mem::align_of::<PerBio<D>>() <= mem::align_of::<bindings::bio>());
+        mem::size_of::<PerBio<D>>()
     };
 
-    /// The per-bio data of a bio that device mapper passes to the target.
+    /// The per-bio data of a bio that device mapper passed to the target.
     ///
     /// # Safety
     ///
     /// `bio` must be a clone that device mapper allocated for a target whose `per_io_data_size` is
     /// [`Self::DATA_SIZE`].
-    #[inline]
-    unsafe fn data_ptr(bio: *mut bindings::bio) -> *mut D {
-        if mem::size_of::<D>() == 0 {
-            return NonNull::dangling().as_ptr();
-        }
+    unsafe fn per_bio(bio: *mut bindings::bio) -> *mut PerBio<D> {
         // SAFETY: By the safety requirements.
         unsafe { bindings::dm_per_bio_data(bio, Self::DATA_SIZE) }.cast()
     }
 
-    /// Takes ownership of a bio that device mapper passed to the target, and initialises its data.
+    /// Takes ownership of a bio that device mapper passed to the target.
     ///
     /// # Safety
     ///
-    /// As for [`Self::data_ptr`]; and the caller passes on the ownership of `bio`.
+    /// As for [`Self::per_bio`]; and the caller passes on the ownership of `bio`.
     #[inline]
-    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self
-    where
-        D: Default,
-    {
-        // SAFETY: By the safety requirements the space for it is there, and nobody else accesses it.
-        unsafe { Self::data_ptr(bio).write(D::default()) };
-        // INVARIANT: By the safety requirements; the data was just initialised.
+    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
+        // INVARIANT: By the safety requirements.
         Self {
             // SAFETY: Device mapper passes no null pointers.
             bio: unsafe { NonNull::new_unchecked(bio) },
@@ -303,20 +310,6 @@ impl<D> Bio<D> {
     #[inline]
     pub fn has_data(&self) -> bool {
         self.size() != 0 && matches!(self.op(), Op::READ | Op::WRITE | Op::ZONE_APPEND)
-    }
-
-    /// The target's own data in this bio, as [`Default`] made it or as
-    /// [`IncomingBio::data_mut`] left it.
-    #[inline]
-    pub fn data(&self) -> &D {
-        // SAFETY: By the type invariants it is initialised, and we own it.
-        unsafe { &*Self::data_ptr(self.as_raw()) }
-    }
-
-    #[inline]
-    fn data_mut(&mut self) -> &mut D {
-        // SAFETY: By the type invariants it is initialised, and we own it.
-        unsafe { &mut *Self::data_ptr(self.as_raw()) }
     }
 
     /// The number of the block cgroup on whose account it is, small for the first ones; 0 when there
@@ -388,12 +381,6 @@ impl<'a, D> IncomingBio<'a, D> {
         MappedBio { bio: self.bio }
     }
 
-    /// The target's own data in this bio.
-    #[inline]
-    pub fn data_mut(&mut self) -> &mut D {
-        self.bio.data_mut()
-    }
-
     /// Completes it. The target's `end_io` is called before this returns.
     ///
     /// Any context.
@@ -411,7 +398,7 @@ impl<D> Deref for IncomingBio<'_, D> {
     }
 }
 
-/// A bio that is directed to one of the target's devices. It may be held, and is `Send`.
+/// A bio that is directed to one of the target's devices.
 ///
 /// See [`Bio`] for what can be asked of it and what dropping it does.
 #[repr(transparent)]
@@ -425,10 +412,37 @@ impl<D> MappedBio<D> {
         self.bio
     }
 
-    /// The target's own data in this bio.
+    /// Makes the bio fit to be kept, with data of the target's own in it: its issuer will not poll
+    /// the device for its completion, since the device does not have it.
     #[inline]
-    pub fn data_mut(&mut self) -> &mut D {
-        self.bio.data_mut()
+    pub fn hold(self, data: D) -> HeldBio<D> {
+        let bio = self.bio.as_raw();
+        // SAFETY: By the type invariants we own the bio, and the space in it. `bi_private` of a clone
+        // is the target's to use.
+        unsafe {
+            (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
+            let place = &raw mut (*Bio::<D>::per_bio(bio)).data;
+            place.write(ManuallyDrop::new(data));
+            (*bio).bi_private = place.cast();
+        }
+        // INVARIANT: Just set.
+        HeldBio {
+            bio: ManuallyDrop::new(self),
+        }
+    }
+
+    /// Has `observer` told when the bio ends: whoever submits it, and however it ends.
+    pub fn observed_by<O: Observer>(self, observer: Arc<O>) -> ObservedBio<D> {
+        let bio = self.bio.as_raw();
+        // SAFETY: By the type invariants we own the bio, and the space in it. `bi_private` of a clone
+        // is the target's to use.
+        unsafe {
+            let place = &raw mut (*Bio::<D>::per_bio(bio)).end_io;
+            place.write((*bio).bi_end_io);
+            (*bio).bi_private = Arc::into_raw(observer).cast_mut().cast();
+            (*bio).bi_end_io = Some(observed_bio_ended::<D, O>);
+        }
+        ObservedBio { bio: self }
     }
 
     /// Submits it to the device below.
@@ -448,13 +462,6 @@ impl<D> MappedBio<D> {
     /// Any context.
     pub fn end(self, status: Status) {
         self.bio.end(status)
-    }
-
-    /// Makes a bio fit to be kept: its issuer will not poll the device for its completion, since the
-    /// device does not have it.
-    pub fn prepare_to_hold(&mut self) {
-        // SAFETY: By the type invariants we own the bio.
-        unsafe { bindings::ferrule_bio_clear_polled(self.bio.as_raw()) };
     }
 
     /// How many I/Os the device makes of it, 1 or more: those that remain within the device's
@@ -512,24 +519,145 @@ impl<D> Deref for MappedBio<D> {
     }
 }
 
+/// A bio that is kept, with a `D` in it. It is `Send`.
+///
+/// See [`Bio`] for what can be asked of it and what dropping it does.
+///
+/// # Invariants
+///
+/// `bi_private` of the bio points to the `D` in its per-bio data, which is initialised.
+#[repr(transparent)]
+pub struct HeldBio<D = ()> {
+    bio: ManuallyDrop<MappedBio<D>>,
+}
+
+impl<D> HeldBio<D> {
+    /// Gives up ownership.
+    fn into_raw(self) -> *mut bindings::bio {
+        ManuallyDrop::new(self).bio.as_raw()
+    }
+
+    #[inline]
+    fn data_ptr(&self) -> *mut D {
+        self.bio.raw().bi_private.cast()
+    }
+
+    /// The target's own data in this bio.
+    #[inline]
+    pub fn data(&self) -> &D {
+        // SAFETY: By the type invariants it is initialised, and we own it.
+        unsafe { &*self.data_ptr() }
+    }
+
+    /// The target's own data in this bio.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut D {
+        // SAFETY: As above.
+        unsafe { &mut *self.data_ptr() }
+    }
+
+    /// The bio alone, to be submitted or ended, and what was kept in it.
+    #[inline]
+    pub fn release(self) -> (MappedBio<D>, D) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: By the type invariants it is initialised, and we own it. Nobody drops it but
+        // whoever gets it.
+        let data = unsafe { this.data_ptr().read() };
+        // SAFETY: It is not used after this.
+        (unsafe { ManuallyDrop::take(&mut this.bio) }, data)
+    }
+}
+
+impl<D> Drop for HeldBio<D> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it is initialised, and we own it; the bio ends only after.
+        unsafe {
+            self.data_ptr().drop_in_place();
+            ManuallyDrop::drop(&mut self.bio);
+        }
+    }
+}
+
+impl<D> Deref for HeldBio<D> {
+    type Target = MappedBio<D>;
+
+    #[inline]
+    fn deref(&self) -> &MappedBio<D> {
+        &self.bio
+    }
+}
+
+/// Who is told when a bio ends: [`MappedBio::observed_by`].
+pub trait Observer: Send + Sync + 'static {
+    /// A bio ended. Any context, hard interrupts too.
+    ///
+    /// The table that the bio went through exists until this returns and longer.
+    fn bio_ended(this: ArcBorrow<'_, Self>);
+}
+
+/// A bio that somebody wants to know the end of, about to be submitted.
+///
+/// Dropping it ends the I/O with [`Status::IOERR`].
+pub struct ObservedBio<D = ()> {
+    bio: MappedBio<D>,
+}
+
+impl<D> ObservedBio<D> {
+    #[inline]
+    pub(crate) fn into_mapped(self) -> MappedBio<D> {
+        self.bio
+    }
+
+    /// As [`MappedBio::submit`].
+    pub fn submit(self) {
+        self.bio.submit()
+    }
+}
+
+/// Ends a bio that was observed.
+///
+/// # Safety
+///
+/// Called when a bio ends of which [`MappedBio::observed_by`] made an [`ObservedBio`].
+unsafe extern "C" fn observed_bio_ended<D, O: Observer>(bio: *mut bindings::bio) {
+    // SAFETY: Set by `observed_by`, and not used by anybody since.
+    let (end_io, observer) = unsafe {
+        (
+            (*Bio::<D>::per_bio(bio)).end_io,
+            Arc::<O>::from_raw((*bio).bi_private.cast()),
+        )
+    };
+    O::bio_ended(observer.as_arc_borrow());
+    // Before the table may go: who owns it may be the last owner otherwise.
+    drop(observer);
+    // SAFETY: The bio is as it was, but that it ended. All that is to be done once for a bio that
+    // ends was done by whoever called this.
+    unsafe {
+        (*bio).bi_end_io = end_io;
+        if let Some(end_io) = end_io {
+            end_io(bio);
+        }
+    }
+}
+
 /// A bio that has ended, as [`Target::end_io`](crate::device_mapper::Target::end_io) sees it.
 ///
 /// # Invariants
 ///
 /// As [`Bio`], but borrowed from device mapper.
-pub struct EndedBio<'a, D = ()> {
-    bio: ManuallyDrop<Bio<D>>,
-    _call: PhantomData<&'a Bio<D>>,
+pub struct EndedBio<'a> {
+    bio: ManuallyDrop<Bio>,
+    _call: PhantomData<&'a Bio>,
 }
 
-impl<D> EndedBio<'_, D> {
+impl EndedBio<'_> {
     /// # Safety
     ///
-    /// `bio` must have come to the target's `map` before and have ended; it must be valid, and its
-    /// `D` not be accessed otherwise, for as long as this object exists.
+    /// `bio` must have come to the target's `map` before and have ended; it must be valid for as long
+    /// as this object exists.
     #[inline]
     pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
-        // INVARIANT: By the safety requirements; `map` initialised the data.
+        // INVARIANT: By the safety requirements.
         Self {
             bio: ManuallyDrop::new(Bio {
                 // SAFETY: Device mapper passes no null pointers.
@@ -551,12 +679,6 @@ impl<D> EndedBio<'_, D> {
     pub fn direction(&self) -> Direction {
         self.bio.direction()
     }
-
-    /// The target's own data in this bio.
-    #[inline]
-    pub fn data(&self) -> &D {
-        self.bio.data()
-    }
 }
 
 /// A first-in, first-out list of bios that needs no memory of its own.
@@ -566,11 +688,11 @@ impl<D> EndedBio<'_, D> {
 /// # Invariants
 ///
 /// The bios from `head` on, linked by `bi_next` up to `tail` whose `bi_next` is null, meet the
-/// invariants of a [`MappedBio`], owned by this list. When `head` is null, the list is empty.
+/// invariants of a [`HeldBio`], owned by this list. When `head` is null, the list is empty.
 pub struct BioList<D = ()> {
     head: *mut bindings::bio,
     tail: *mut bindings::bio,
-    _data: PhantomData<MappedBio<D>>,
+    _data: PhantomData<HeldBio<D>>,
 }
 
 // SAFETY: The list owns its bios, which are `Send`.
@@ -596,8 +718,8 @@ impl<D> BioList<D> {
     }
 
     /// Appends a bio.
-    pub fn push_back(&mut self, bio: MappedBio<D>) {
-        let bio = bio.bio.into_raw();
+    pub fn push_back(&mut self, bio: HeldBio<D>) {
+        let bio = bio.into_raw();
         // SAFETY: We own the bio, and `bi_next` belongs to its owner. By the type invariants `tail`
         // is a bio that we own when the list is not empty.
         unsafe {
@@ -613,7 +735,7 @@ impl<D> BioList<D> {
     }
 
     /// Takes the first bio out.
-    pub fn pop_front(&mut self) -> Option<MappedBio<D>> {
+    pub fn pop_front(&mut self) -> Option<HeldBio<D>> {
         let bio = NonNull::new(self.head)?;
         // SAFETY: By the type invariants we own it. A bio that is submitted must not be linked.
         unsafe {
@@ -621,23 +743,25 @@ impl<D> BioList<D> {
             (*bio.as_ptr()).bi_next = ptr::null_mut();
         }
         // INVARIANT: By the invariants of the list, which no longer owns it.
-        Some(MappedBio {
-            bio: Bio {
-                bio,
-                _data: PhantomData,
-            },
+        Some(HeldBio {
+            bio: ManuallyDrop::new(MappedBio {
+                bio: Bio {
+                    bio,
+                    _data: PhantomData,
+                },
+            }),
         })
     }
 
     /// The first bio.
-    pub fn front(&self) -> Option<&MappedBio<D>> {
+    pub fn front(&self) -> Option<&HeldBio<D>> {
         if self.head.is_null() {
             return None;
         }
-        // SAFETY: `MappedBio` and `Bio` are transparent over a non-null pointer to the bio, which
-        // `head` was just found to be. By the type invariants `head` meets the invariants of a `MappedBio`
+        // SAFETY: A `HeldBio` is transparent over a non-null pointer to the bio, which `head` was
+        // just found to be. By the type invariants `head` meets the invariants of a `HeldBio`
         // as long as it is in the list, which the reference borrows.
-        Some(unsafe { &*ptr::from_ref(&self.head).cast::<MappedBio<D>>() })
+        Some(unsafe { &*ptr::from_ref(&self.head).cast::<HeldBio<D>>() })
     }
 }
 
@@ -672,6 +796,25 @@ mod tests {
         status: Atomic<u32>,
     }
 
+    /// A bio as device mapper makes them: with room before it.
+    #[repr(C)]
+    struct Clone {
+        room: [u64; 32],
+        bio: bindings::bio,
+    }
+
+    /// What is kept in a bio. Counts how often it was dropped.
+    struct Kept {
+        number: u64,
+        drops: Arc<Atomic<u64>>,
+    }
+
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            self.drops.add(1, Relaxed);
+        }
+    }
+
     impl Ended {
         const fn new() -> Self {
             Self {
@@ -681,16 +824,23 @@ mod tests {
         }
 
         /// A bio that ends here, as if it had been mapped.
-        fn bio(&self, number: u64) -> Result<MappedBio> {
-            let mut bio = KBox::new(bindings::bio::default(), GFP_KERNEL)?;
+        fn bio<D>(&self, number: u64) -> Result<MappedBio<D>> {
+            // Where device mapper's flags are: not the first clone of its I/O.
+            let room = [0; 32];
+            let bio = bindings::bio::default();
+            let mut clone = KBox::new(Clone { room, bio }, GFP_KERNEL)?;
+            let bio = &mut clone.bio;
             // SAFETY: The bio is ours, and without a table of pages.
-            unsafe { bindings::bio_init(&mut *bio, ptr::null_mut(), ptr::null_mut(), 0, 0) };
+            unsafe { bindings::bio_init(bio, ptr::null_mut(), ptr::null_mut(), 0, 0) };
             bio.bi_iter.bi_sector = number;
+            // Whose it is has to be found without `bi_private`, which is the target's.
             bio.bi_end_io = Some(Self::end_io);
-            bio.bi_private = ptr::from_ref(self).cast_mut().cast::<c_void>();
-            // SAFETY: It is no clone of device mapper's; nothing is asked of it here that only such
-            // a one has.
-            let bio = unsafe { Bio::from_raw(KBox::into_raw(bio)) };
+            let clone = KBox::into_raw(clone);
+            // SAFETY: Nobody else has it. It is long enough.
+            unsafe { (*clone).room[0] = ptr::from_ref(self) as u64 };
+            // SAFETY: It is like a clone of device mapper's; nothing is asked of it here that only a
+            // real one has.
+            let bio = unsafe { Bio::from_raw(&raw mut (*clone).bio) };
             Ok(MappedBio { bio })
         }
 
@@ -699,14 +849,13 @@ mod tests {
         /// Called when a bio that [`Self::bio`] made ends.
         unsafe extern "C" fn end_io(bio: *mut bindings::bio) {
             // SAFETY: `bio` made it, and nobody uses it any more.
-            let bio = unsafe { KBox::from_raw(bio) };
+            let clone = unsafe { KBox::from_raw(kernel::container_of!(bio, Clone, bio)) };
             // SAFETY: Set by `bio`, which borrowed it for as long as the test runs.
-            let ended = unsafe { &*bio.bi_private.cast::<Ended>() };
+            let ended = unsafe { &*(clone.room[0] as *const c_void).cast::<Ended>() };
             let numbers = ended.numbers.load(Relaxed);
-            ended
-                .numbers
-                .store(10 * numbers + bio.bi_iter.bi_sector, Relaxed);
-            ended.status.store(u32::from(bio.bi_status), Relaxed);
+            let number = clone.bio.bi_iter.bi_sector;
+            ended.numbers.store(10 * numbers + number, Relaxed);
+            ended.status.store(u32::from(clone.bio.bi_status), Relaxed);
         }
     }
 
@@ -716,17 +865,18 @@ mod tests {
         let mut list = BioList::new();
         assert!(list.is_empty());
         for number in 1..=3 {
-            list.push_back(ended.bio(number)?);
+            list.push_back(ended.bio(number)?.hold(number));
         }
         assert_eq!(list.front().map(|bio| bio.sector()), Some(1));
         for number in 1..=3 {
             let bio = list.pop_front().ok_or(EINVAL)?;
             assert_eq!(bio.sector(), number);
+            assert_eq!(*bio.data(), number);
             // What was taken out may be put in again.
             if number == 1 {
                 list.push_back(bio);
             } else {
-                bio.end(Status::OK);
+                bio.release().0.end(Status::OK);
             }
         }
         assert_eq!(list.pop_front().map(|bio| bio.sector()), Some(1));
@@ -738,7 +888,7 @@ mod tests {
     #[test]
     fn a_bio_that_is_dropped_ends_with_an_error() -> Result {
         let ended = Ended::new();
-        drop(ended.bio(7)?);
+        drop(ended.bio::<()>(7)?);
         assert_eq!(ended.numbers.load(Relaxed), 7);
         assert_eq!(
             ended.status.load(Relaxed),
@@ -752,7 +902,7 @@ mod tests {
         let ended = Ended::new();
         let mut list = BioList::new();
         for number in 1..=3 {
-            list.push_back(ended.bio(number)?);
+            list.push_back(ended.bio(number)?.hold(()));
         }
         drop(list);
         assert_eq!(ended.numbers.load(Relaxed), 123);
@@ -762,11 +912,60 @@ mod tests {
     #[test]
     fn a_bio_ends_as_it_is_told() -> Result {
         let ended = Ended::new();
-        ended.bio(1)?.end(Status::AGAIN);
+        ended.bio::<()>(1)?.end(Status::AGAIN);
         assert_eq!(
             ended.status.load(Relaxed),
             u32::from(Status::AGAIN.as_raw())
         );
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_kept_in_a_bio_is_dropped_once() -> Result {
+        let ended = Ended::new();
+        let drops = Arc::new(Atomic::new(0), GFP_KERNEL)?;
+        let keep = |number| Kept {
+            number,
+            drops: drops.clone(),
+        };
+        let mut held = ended.bio(1)?.hold(keep(4));
+        assert_eq!(held.data().number, 4);
+        held.data_mut().number = 5;
+        let (bio, kept) = held.release();
+        assert_eq!((kept.number, drops.load(Relaxed)), (5, 0));
+        drop(kept);
+        assert_eq!(drops.load(Relaxed), 1);
+        // It may be kept once more.
+        drop(bio.hold(keep(6)));
+        assert_eq!(drops.load(Relaxed), 2);
+        assert_eq!(ended.numbers.load(Relaxed), 1);
+        Ok(())
+    }
+
+    impl Observer for Atomic<u64> {
+        fn bio_ended(this: ArcBorrow<'_, Self>) {
+            this.add(1, Relaxed);
+        }
+    }
+
+    #[test]
+    fn who_observes_a_bio_is_told_once() -> Result {
+        let ended = Ended::new();
+        let told = Arc::new(Atomic::new(0_u64), GFP_KERNEL)?;
+        let (bio, ()) = ended.bio(3)?.hold(()).release();
+        let bio = bio.observed_by(told.clone());
+        assert_eq!(told.load(Relaxed), 0);
+        bio.into_mapped().end(Status::NOSPC);
+        assert_eq!((told.load(Relaxed), ended.numbers.load(Relaxed)), (1, 3));
+        assert_eq!(
+            ended.status.load(Relaxed),
+            u32::from(Status::NOSPC.as_raw())
+        );
+        // What is dropped ends as well.
+        drop(ended.bio::<()>(4)?.observed_by(told.clone()));
+        assert_eq!((told.load(Relaxed), ended.numbers.load(Relaxed)), (2, 34));
+        // Nobody else has it any more.
+        assert!(told.into_unique_or_drop().is_some());
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         EndedBio,
         IncomingBio,
         MappedBio,
+        ObservedBio,
         Status, //
     }, //
 };
@@ -88,6 +89,8 @@ impl Features {
 pub enum Map<'a, D> {
     /// It is directed to a device: device mapper is to submit it (`DM_MAPIO_REMAPPED`).
     Remapped(MappedBio<D>),
+    /// The same, and somebody is to be told when it ends.
+    Observed(ObservedBio<D>),
     /// It is kept, or was submitted or ended already (`DM_MAPIO_SUBMITTED`).
     Submitted,
     /// Device mapper is to try again, after the suspend that is under way. Without one, it fails
@@ -218,9 +221,9 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// What it can do.
     const FEATURES: Features = Features::NONE;
 
-    /// Data of the target's own in each bio, made by [`Default`] before [`map`](Self::map). Must not
-    /// need to be dropped, which is checked at compile time.
-    type PerBio: Default + Send + Sync;
+    /// Data of the target's own in each bio that it holds
+    /// ([`MappedBio::hold`](crate::bio::MappedBio::hold)).
+    type PerBio: Send + Sync;
 
     /// What all targets of this kind share, for as long as they are registered: handed to
     /// [`Registration::new`], lent by [`Constructor::shared`]. `()` when they share nothing.
@@ -241,12 +244,10 @@ pub trait Target: Sized + Send + Sync + 'static {
 
     /// A bio ended, with `status`: one that the target submitted, returned in [`Map::Remapped`] or
     /// ended itself, but not one that it returned in [`Map::Requeue`] or [`Map::Kill`].
-    fn end_io(
-        self: Pin<&Self>,
-        _ti: TargetRef<'_>,
-        _bio: &EndedBio<'_, Self::PerBio>,
-        _status: Status,
-    ) -> EndIo {
+    ///
+    /// It costs every bio something. Who has to know of some only has them
+    /// [observed](crate::bio::MappedBio::observed_by).
+    fn end_io(self: Pin<&Self>, _ti: TargetRef<'_>, _bio: &EndedBio<'_>, _status: Status) -> EndIo {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -886,15 +887,10 @@ impl<T: Target> Adapter<T> {
         // SAFETY: By the safety requirements; `ctr` set `per_io_data_size`.
         let incoming = IncomingBio::new(unsafe { Bio::from_raw(bio) });
 
-        // Only the bio at hand can be answered by a return value. Another one that a target chose to
-        // give back is dealt with here.
-        match T::map(target, ti, incoming) {
-            Map::Submitted => {}
-            Map::Remapped(mapped) if mapped.as_raw() == bio => {
-                mapped.into_bio().into_raw();
-                return bindings::DM_MAPIO_REMAPPED as c_int;
-            }
-            Map::Remapped(other) => other.submit(),
+        let mapped = match T::map(target, ti, incoming) {
+            Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
+            Map::Remapped(mapped) => mapped,
+            Map::Observed(observed) => observed.into_mapped(),
             // The lifetime leaves no other than this bio.
             Map::Requeue(incoming) => {
                 incoming.into_bio().into_raw();
@@ -904,7 +900,14 @@ impl<T: Target> Adapter<T> {
                 incoming.into_bio().into_raw();
                 return bindings::DM_MAPIO_KILL as c_int;
             }
+        };
+        // Only the bio at hand can be answered by a return value. Another one that a target chose to
+        // give back is dealt with here.
+        if mapped.as_raw() == bio {
+            mapped.into_bio().into_raw();
+            return bindings::DM_MAPIO_REMAPPED as c_int;
         }
+        mapped.submit();
         bindings::DM_MAPIO_SUBMITTED as c_int
     }
 

@@ -5,11 +5,6 @@ __ferrule void ferrule_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-__ferrule void ferrule_bio_clear_polled(struct bio *bio)
-{
-	bio_clear_polled(bio);
-}
-
 __ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
 {
 	struct cgroup_subsys_state *css = bio_blkcg_css(bio);

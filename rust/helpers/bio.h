@@ -11,7 +11,6 @@ enum ferrule_blk_status {
 };
 
 void ferrule_bio_set_dev(struct bio *bio, struct block_device *bdev);
-void ferrule_bio_clear_polled(struct bio *bio);
 unsigned int ferrule_bio_count_splits(struct bio *bio);
 sector_t ferrule_bdev_nr_sectors(struct block_device *bdev);
 bool ferrule_bdev_is_zoned(struct block_device *bdev);

@@ -187,11 +187,12 @@ mod tests {
             let late = 3 * TICKS_PER_MS;
             let mut passed = 0;
             loop {
-                let now = limits.eligible(Read, io(0)) + late;
+                let due = limits.eligible(Read, io(0));
+                let now = due + late;
                 if now > 5 * TICKS_PER_S {
                     break;
                 }
-                limits.charge_held(Read, io(0), 0, now);
+                limits.charge_held(Read, io(0), due, now);
                 passed += 1;
             }
             assert!((500..=501).contains(&passed), "{passed}");
@@ -211,8 +212,12 @@ mod tests {
             }
             let now = 10 * TICKS_PER_S;
             let mut passed = 0;
-            while limits.eligible(Read, io(0)) <= now {
-                limits.charge_held(Read, io(0), 0, now);
+            loop {
+                let due = limits.eligible(Read, io(0));
+                if due > now {
+                    break;
+                }
+                limits.charge_held(Read, io(0), due, now);
                 passed += 1;
             }
             assert_eq!(passed, expected, "with {burst_ms} ms");
@@ -305,10 +310,10 @@ mod tests {
     #[test]
     fn directions_take_turns() {
         let due = [Some(5), Some(3)];
-        assert_eq!(next(due, Read, 10), Next::Release(Write));
-        assert_eq!(next(due, Write, 10), Next::Release(Read));
+        assert_eq!(next(due, Read, 10), Next::Release(Write, 3));
+        assert_eq!(next(due, Write, 10), Next::Release(Read, 5));
         // The one that may not leave yet does not keep the other.
-        assert_eq!(next(due, Write, 4), Next::Release(Write));
+        assert_eq!(next(due, Write, 4), Next::Release(Write, 3));
         assert_eq!(next(due, Write, 2), Next::Wait(3));
         assert_eq!(next([Some(9), None], Read, 2), Next::Wait(9));
         assert_eq!(next([None, None], Read, 2), Next::Nothing);
@@ -512,7 +517,8 @@ mod tests {
                 if eligible > end {
                     break;
                 }
-                limits.charge_held(Write, charge, 0, eligible + late_us * TICKS_PER_US);
+                let now = eligible + late_us * TICKS_PER_US;
+                limits.charge_held(Write, charge, eligible, now);
                 bytes += u64::from(charge.bytes);
                 count += 1;
             }
