@@ -33,6 +33,16 @@ several_lines_share_a_disk() {
 	check "the second half" cmp -n 32768 -i 32768:0 /tmp/pattern /dev/d
 }
 
+a_target_decides_how_bios_end() {
+	make_disk d memory_backed=1
+	dmsetup create f --table "0 64 full-rs /dev/d 0"
+	at_exit "dmsetup remove --retry f"
+	dd if=/dev/urandom of=/tmp/pattern bs=4k count=1 status=none
+	dd if=/tmp/pattern of=/dev/mapper/f bs=4k oflag=direct status=none 2>/tmp/errors
+	check "what is written does not fit" grep -q "No space left on device" /tmp/errors
+	check "what is read is there" cmp -n 4096 /tmp/pattern /dev/mapper/f
+}
+
 loads_and_unloads_many_times() {
 	local rounds=10
 	[ "$FERRULE_KERNEL" != checking ] || rounds=5
@@ -40,4 +50,5 @@ loads_and_unloads_many_times() {
 }
 
 set_up || exit
-run_cases verified_writes_read_back several_lines_share_a_disk loads_and_unloads_many_times
+run_cases verified_writes_read_back several_lines_share_a_disk a_target_decides_how_bios_end \
+	loads_and_unloads_many_times

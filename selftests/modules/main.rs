@@ -5,8 +5,12 @@
 //! ```text
 //! <start> <length> linear-rs <device> <offset>
 //! ```
+//!
+//! And, in `full.rs`, another one that has a say in how bios end.
 
 #![deny(unsafe_code)]
+
+mod full;
 
 use ferrule::{
     bio::IncomingBio,
@@ -37,11 +41,16 @@ module! {
 struct LinearModule {
     #[pin]
     _target: Registration<Linear>,
+    #[pin]
+    _other: Registration<full::Full>,
 }
 
 impl kernel::InPlaceModule for LinearModule {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self { _target <- Registration::new(()) })
+        try_pin_init!(Self {
+            _target <- Registration::new(()),
+            _other <- Registration::new(()),
+        })
     }
 }
 
