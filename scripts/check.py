@@ -34,6 +34,8 @@ KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking"}
 # A test may run this much longer than it says on an emulated kernel with all checks on.
 SLOWNESS = {"release": 1, "uml": 1, "checking": 6}
+# User-mode Linux has one CPU, and mostly waits.
+UML_GUESTS = 2
 
 
 def say(text: str) -> None:
@@ -161,23 +163,36 @@ def run_unit(report: Report, match: str) -> None:
         report.add("unit/cargo test", "failed", result.stdout[-6000:])
 
 
-def run_guest(report: Report, kernel: str, kdir: pathlib.Path, match: str) -> None:
-    """The guest selftests of one kernel, as many a boot as nothing goes wrong."""
-    scripts = [Script.read(path) for path in sorted(SELFTESTS.glob("*/*.sh"))]
+def run_guests(
+    report: Report, kernel: str, kdir: pathlib.Path, match: str, at_once: int = 1
+) -> None:
+    """The guest selftests of one kernel, in so many guests at once."""
     chosen = []
-    for script in scripts:
+    for script in [Script.read(path) for path in sorted(SELFTESTS.glob("*/*.sh"))]:
         if script and RUNS[kernel] in script.runs:
             cases = script.chosen_cases(match)
             if cases is not None:
                 chosen.append((script, cases))
-    if not chosen:
-        return
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        guests = [
+            pool.submit(run_guest, report, kernel, kdir, chosen, number + 1)
+            for number in range(min(at_once, len(chosen)))
+        ]
+        for guest in guests:
+            guest.result()
+    for script, _ in chosen:
+        report.add(f"{kernel}: {script.name}", "failed", "no guest boots")
+
+
+def run_guest(report, kernel, kdir, chosen, number) -> None:
+    """Scripts from those that are left, as many a boot as nothing goes wrong."""
     ktap = KtapParser(kdir)
     boots = 0
     while chosen:
-        left = len(chosen)
+        ran = False
         boots += 1
-        log = OUT / f"{kernel}-{boots}.log"
+        name = f"{kernel}-{number}-{boots}"
+        log = OUT / f"{name}.log"
         options = vm.Options(kernel=kernel, kdir=kdir, memory="1G", log=log)
         options.udev = False
         options.boot_timeout *= SLOWNESS[kernel]
@@ -187,15 +202,17 @@ def run_guest(report: Report, kernel: str, kdir: pathlib.Path, match: str) -> No
                 # What was allocated before the first of our modules is none of ours.
                 booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
                 while chosen:
-                    script, cases = chosen.pop(0)
+                    # Other guests take from the same list.
+                    try:
+                        script, cases = chosen.pop(0)
+                    except IndexError:
+                        break
+                    ran = True
                     run_script(report, ktap, guest, kernel, script, cases)
-                finish_guest(report, guest, f"{kernel}: guest {boots}", booted)
+                finish_guest(report, guest, f"{kernel}: guest {name}", booted)
         except vm.GuestError as error:
-            report.add(f"{kernel}: guest {boots}", "failed", str(error))
-            if len(chosen) == left:
-                # It does not boot.
-                for script, _ in chosen:
-                    report.add(f"{kernel}: {script.name}", "failed")
+            report.add(f"{kernel}: guest {name}", "failed", str(error))
+            if not ran:
                 return
 
 
@@ -319,14 +336,14 @@ def main() -> int:
         if args.kernel == "release":
             release, uml = build("release"), build("uml")
             # What is timed runs alone; the rest waits more than it computes.
-            run_guest(report, "release", release, args.match)
+            run_guests(report, "release", release, args.match)
             with concurrent.futures.ThreadPoolExecutor() as pool:
-                beside = pool.submit(run_guest, report, "uml", uml, args.match)
+                beside = pool.submit(run_guests, report, "uml", uml, args.match, UML_GUESTS)
                 run_unit(report, args.match)
                 run_host(report, args.match)
                 beside.result()
         else:
-            run_guest(report, args.kernel, build(args.kernel), args.match)
+            run_guests(report, args.kernel, build(args.kernel), args.match)
     except subprocess.CalledProcessError as error:
         report.add(f"build ({pathlib.Path(error.cmd[0]).name})", "failed", str(error))
     for name in report.failed:
