@@ -965,7 +965,7 @@ mod tests {
         drop(ended.bio::<()>(4)?.observed_by(told.clone()));
         assert_eq!((told.load(Relaxed), ended.numbers.load(Relaxed)), (2, 34));
         // Nobody else has it any more.
-        assert!(told.into_unique_or_drop().is_some());
+        assert!(Arc::into_unique_or_drop(told).is_some());
         Ok(())
     }
 }
