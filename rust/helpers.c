@@ -3,6 +3,9 @@
 
 #include "bindings_helper.h"
 
+/* All of it is in ferrule_helpers.bc then: see helpers.h. */
+#if !defined(CONFIG_RUST_INLINE_HELPERS) || defined(FERRULE_INLINE_HELPERS)
+
 #include "helpers/percpu.c"
 #include "helpers/workqueue.c"
 
@@ -17,4 +20,6 @@
 
 #ifdef FERRULE_FEATURE_balloon
 #include "helpers/mm.c"
+#endif
+
 #endif

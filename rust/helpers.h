@@ -8,10 +8,15 @@
 #define FERRULE_HELPERS_H
 
 /*
- * Each module carries its own copy. Two copies that are built in are the same code: the linker
- * takes either.
+ * With CONFIG_RUST_INLINE_HELPERS the Rust code calls none of them: Makefile.ferrule has them
+ * linked into it as bitcode and inlined, as the kernel does with its own. Otherwise each module
+ * carries its own copy. Two copies that are built in are the same code: the linker takes either.
  */
+#ifdef FERRULE_INLINE_HELPERS
+#define __ferrule __always_inline
+#else
 #define __ferrule __weak
+#endif
 
 #include "helpers/bio.h"
 #include "helpers/device_mapper.h"
