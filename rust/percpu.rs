@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Counters that each CPU has a copy of, so that counting costs no shared cache line.
+//! Data that each CPU has a copy of, so that changing it costs no shared cache line.
+//!
+//! To count:
 //!
 //! 1. Make a [`PerCpuCounters`] with as many counters as there are things to count.
 //! 2. [`add`](PerCpuCounters::add) from anywhere: it disables nothing and never waits.
 //! 3. [`sum`](PerCpuCounters::sum) when somebody asks.
+//!
+//! To keep a state for each CPU, such as whose turn it is there: a [`PerCpuU32`], changed by
+//! [`update`](PerCpuU32::update).
 //!
 //! | here | C |
 //! | --- | --- |
@@ -12,6 +17,11 @@
 //! | [`PerCpuCounters::add`], [`add_two`](PerCpuCounters::add_two) | `this_cpu_add()` |
 //! | [`PerCpuCounters::add_return`] | `this_cpu_add_return()` |
 //! | [`PerCpuCounters::sum`] | `for_each_possible_cpu(cpu) sum += *per_cpu_ptr(p, cpu)` |
+//! | [`PerCpuU32::new`], drop | `alloc_percpu()`, `free_percpu()` |
+//! | [`PerCpuU32::set_each`] | `for_each_possible_cpu(cpu) *per_cpu_ptr(p, cpu) = value` |
+//! | [`PerCpuU32::update`] | `this_cpu_read()`, `this_cpu_try_cmpxchg()` |
+//!
+//! The copies are those of the possible CPUs, so CPUs may come and go at any time.
 //!
 //! Other than in C there is no way to a plain reference to a CPU's copy: every access is one of these
 //! operations, which an interrupt or a migration to another CPU cannot tear.
@@ -20,7 +30,10 @@
 
 use crate::bindings;
 use core::ptr::NonNull;
-use kernel::prelude::*;
+use kernel::{
+    cpu::nr_cpu_ids,
+    prelude::*, //
+};
 
 /// `N` counters per CPU, zero at first. They wrap around.
 ///
@@ -109,6 +122,75 @@ impl<const N: usize> Drop for PerCpuCounters<N> {
     }
 }
 
+/// A number for each possible CPU, 0 at first.
+///
+/// # Invariants
+///
+/// `word` points to a per-CPU `u32`, allocated by `ferrule_alloc_percpu_u32()`. Through `&self` it is
+/// accessed by this-CPU operations only.
+pub struct PerCpuU32 {
+    word: NonNull<u32>,
+}
+
+// SAFETY: Per-CPU operations may be used on any CPU at any time.
+unsafe impl Send for PerCpuU32 {}
+// SAFETY: As above.
+unsafe impl Sync for PerCpuU32 {}
+
+impl PerCpuU32 {
+    /// Allocates the numbers. Process context.
+    pub fn new() -> Result<Self> {
+        // SAFETY: May be called in process context.
+        let word = unsafe { bindings::ferrule_alloc_percpu_u32() };
+        // INVARIANT: Just allocated, zeroed by the allocator.
+        Ok(Self {
+            word: NonNull::new(word).ok_or(ENOMEM)?,
+        })
+    }
+
+    /// Gives each possible CPU, online or not, the number `value(cpu)`.
+    pub fn set_each(&mut self, mut value: impl FnMut(u32) -> u32) {
+        for cpu in 0..nr_cpu_ids() {
+            // SAFETY: By the type invariants it is our per-CPU word.
+            let word = unsafe { bindings::ferrule_per_cpu_ptr_u32(self.word.as_ptr(), cpu) };
+            if !word.is_null() {
+                // SAFETY: It is that CPU's copy, and as we have `self` alone nobody accesses it.
+                unsafe { *word = value(cpu) };
+            }
+        }
+    }
+
+    /// Replaces this CPU's number by the first that `change` makes of it; returns the second. Any
+    /// context, preemptible or not.
+    ///
+    /// The numbers of a CPU form a chain, in which each was made by one call of `change` out of the
+    /// one before it: when the task moves to another CPU meanwhile, or an interrupt or another task
+    /// gets in between, `change` is called again with what is there then. It disables nothing. It
+    /// repeats only when somebody else has completed an update on this very CPU.
+    #[inline]
+    pub fn update<R>(&self, mut change: impl FnMut(u32) -> (u32, R)) -> R {
+        // SAFETY: By the type invariants it is our per-CPU word.
+        let mut old = unsafe { bindings::ferrule_this_cpu_read_u32(self.word.as_ptr()) };
+        loop {
+            let (new, result) = change(old);
+            // SAFETY: As above; `old` is ours.
+            let is_replaced = unsafe {
+                bindings::ferrule_this_cpu_try_cmpxchg_u32(self.word.as_ptr(), &mut old, new)
+            };
+            if is_replaced {
+                return result;
+            }
+        }
+    }
+}
+
+impl Drop for PerCpuU32 {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants it was allocated by the counterpart, and we own it.
+        unsafe { bindings::ferrule_free_percpu_u32(self.word.as_ptr()) }
+    }
+}
+
 #[kernel::macros::kunit_tests(ferrule_percpu)]
 mod tests {
     use super::*;
@@ -126,5 +208,38 @@ mod tests {
         assert_eq!(counters.sum(0), 43);
         assert_eq!(counters.sum(1), 3);
         Ok(())
+    }
+    #[test]
+    fn each_cpu_has_a_number_of_its_own() -> Result {
+        let mut numbers = PerCpuU32::new()?;
+        assert_eq!(numbers.update(|old| (old, old)), 0);
+        numbers.set_each(|cpu| 1000 * (cpu + 1));
+        // That of some CPU: the task may move at any time.
+        let before = numbers.update(|old| (old + 1, old));
+        assert_eq!(before % 1000, 0);
+        assert!((1..=nr_cpu_ids()).contains(&(before / 1000)));
+        Ok(())
+    }
+
+    #[test]
+    fn an_update_that_was_overtaken_starts_again() -> Result {
+        let mut numbers = PerCpuU32::new()?;
+        // When the task moves to another CPU in between, there is nothing to overtake there.
+        for _ in 0..1000 {
+            numbers.set_each(|_| 0);
+            let mut calls = 0;
+            let seen = numbers.update(|old| {
+                calls += 1;
+                if calls == 1 {
+                    numbers.update(|old| (old + 10, ()));
+                }
+                (old + 1, old)
+            });
+            if calls == 2 {
+                assert_eq!(seen, 10);
+                return Ok(());
+            }
+        }
+        Err(EAGAIN)
     }
 }

@@ -3,7 +3,7 @@
 #include <linux/percpu.h>
 
 /* The bindings know no address spaces: a pointer to per-CPU data crosses as a plain one. */
-#define ferrule_percpu(p) ((__force u64 __percpu *)(p))
+#define ferrule_percpu(type, p) ((__force type __percpu *)(p))
 
 __ferrule u64 *ferrule_alloc_percpu_u64(size_t n)
 {
@@ -12,23 +12,23 @@ __ferrule u64 *ferrule_alloc_percpu_u64(size_t n)
 
 __ferrule void ferrule_free_percpu_u64(u64 *counters)
 {
-	free_percpu(ferrule_percpu(counters));
+	free_percpu(ferrule_percpu(u64, counters));
 }
 
 __ferrule void ferrule_this_cpu_add_u64(u64 *counter, u64 value)
 {
-	this_cpu_add(*ferrule_percpu(counter), value);
+	this_cpu_add(*ferrule_percpu(u64, counter), value);
 }
 
 __ferrule void ferrule_this_cpu_add_two_u64(u64 *counters, u64 first, u64 second)
 {
-	this_cpu_add(ferrule_percpu(counters)[0], first);
-	this_cpu_add(ferrule_percpu(counters)[1], second);
+	this_cpu_add(ferrule_percpu(u64, counters)[0], first);
+	this_cpu_add(ferrule_percpu(u64, counters)[1], second);
 }
 
 __ferrule u64 ferrule_this_cpu_add_return_u64(u64 *counter, u64 value)
 {
-	return this_cpu_add_return(*ferrule_percpu(counter), value);
+	return this_cpu_add_return(*ferrule_percpu(u64, counter), value);
 }
 
 __ferrule u64 ferrule_per_cpu_sum_u64(u64 *counter)
@@ -37,6 +37,33 @@ __ferrule u64 ferrule_per_cpu_sum_u64(u64 *counter)
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		sum += READ_ONCE(*per_cpu_ptr(ferrule_percpu(counter), cpu));
+		sum += READ_ONCE(*per_cpu_ptr(ferrule_percpu(u64, counter), cpu));
 	return sum;
+}
+
+__ferrule u32 *ferrule_alloc_percpu_u32(void)
+{
+	return (__force u32 *)alloc_percpu(u32);
+}
+
+__ferrule void ferrule_free_percpu_u32(u32 *word)
+{
+	free_percpu(ferrule_percpu(u32, word));
+}
+
+__ferrule u32 ferrule_this_cpu_read_u32(u32 *word)
+{
+	return this_cpu_read(*ferrule_percpu(u32, word));
+}
+
+__ferrule bool ferrule_this_cpu_try_cmpxchg_u32(u32 *word, u32 *old, u32 new)
+{
+	return this_cpu_try_cmpxchg(*ferrule_percpu(u32, word), old, new);
+}
+
+__ferrule u32 *ferrule_per_cpu_ptr_u32(u32 *word, u32 cpu)
+{
+	if (cpu >= nr_cpu_ids || !cpu_possible(cpu))
+		return NULL;
+	return per_cpu_ptr(ferrule_percpu(u32, word), cpu);
 }
