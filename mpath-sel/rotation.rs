@@ -9,37 +9,55 @@
 //! greatest common divisor; equal weights give one slot each. The slots of a path are spread out:
 //! weights 3:1 give a a b a.
 //!
-//! The order is that of the chairman assignment problem (R. Tijdeman, 1980). With n paths, weight
-//! w_i of a sum W, and x_i(k) the number of slots that path i has among the first k, it keeps
+//! How well they are spread is a matter of *windows*: of any N slots in a row, wherever they begin,
+//! a path should have its share, N w / W for weight w of a sum W, and no more than one I/O more or
+//! less. Let
 //!
 //! ```text
-//! | x_i(k) - k w_i / W |  <=  1 - 1 / (2n - 2)      for each i and k
+//! d_i(k) = x_i(k) - k w_i / W
 //! ```
 //!
-//! which is the best possible bound. In the k-th slot it puts, among the paths whose share has
-//! come up to 1/(2n-2) of their next turn, the one whose next turn is the first that would be too
-//! late.
+//! be how far path i, which has x_i(k) of the first k slots, is ahead of its share. What a window
+//! has too many or too few is the difference of two of these, so the range of d_i, from its least
+//! to its greatest, bounds all windows. A schedule that keeps each d_i within a given range
+//! `[low_i, low_i + range]` is a matter of deadlines: each turn has a first slot, before which d_i
+//! would exceed the range, and a last one, after which it would fall below. Giving each slot to the
+//! path, among those whose turn may come, whose last slot is the nearest, finds a schedule if there
+//! is one.
+//!
+//! - With all ranges alike, -x to x where x = 1 - 1 / (2n - 2) for n paths, there always is one
+//!   (the chairman assignment problem; R. Tijdeman, 1980). So no window is off by more than
+//!   2 - 1 / (n - 1): for two paths that is 1.
+//! - With ranges that are apart from each other there often is one for a smaller range. 1 is not
+//!   always possible: no order of the weights 5:4:2 keeps all windows to it. What is the least for
+//!   given weights nobody knows how to tell in reasonable time. So [`make_schedule`] tries a few
+//!   ways to spread the ranges, for a limited time, and falls back to Tijdeman's.
 //!
 //! # Failed paths
 //!
 //! Beside the schedule there is a table of *hops*: for each slot, the first slot at or after it
-//! (cyclically) whose path is in service, and which path that is. To select is to look up the
-//! cursor's hop and to put the cursor behind it, so a failed path costs nothing and the others keep
-//! taking turns in proportion to their weights: its share does not all fall to its successor.
-//! Failing and reinstating a path rewrites the table in place, slot by slot. Whoever selects
-//! meanwhile sees for each slot either what was right before or what is right now.
+//! (cyclically) whose path is in service, as which path that is and where to go on. To select is
+//! to look up the cursor's hop and to put the cursor where it says, so a failed path costs nothing
+//! and the others keep taking turns in proportion to their weights: its share does not all fall to
+//! its successor. Failing and reinstating a path rewrites the table in place, slot by slot. Whoever
+//! selects meanwhile sees for each slot either what was right before or what is right now.
 
 use super::cell::Cell;
 
 /// The most paths: as many as `dm-multipath` allows in a priority group.
 pub(crate) const MAX_PATHS: usize = 1024;
 /// The most slots of a schedule. Weights whose sum is greater are scaled down to it.
-pub(crate) const MAX_SLOTS: usize = 16384;
+///
+/// All of them are rewritten when a path fails, with interrupts off, and all are read in turn by
+/// each CPU: their hops take up half of a first-level cache.
+pub(crate) const MAX_SLOTS: usize = 4096;
 
-/// In a schedule: no path. In a list of jobs: the end.
+/// How many slots, divided by the number of paths, to fill in search of a better schedule. A
+/// schedule is made as often as there are paths.
+const SEARCH: u32 = 1 << 19;
+
+/// In a schedule or a hop: no path. In a list of jobs: the end.
 const NO_PATH: u16 = u16::MAX;
-/// As a hop: no path is in service.
-const NOWHERE: u32 = u32::MAX;
 
 /// What is known about a path while the schedule is made.
 #[derive(Clone, Copy, Default)]
@@ -48,7 +66,11 @@ pub(crate) struct Job {
     slots: u32,
     /// How many it has got.
     done: u32,
-    /// The next path that becomes eligible in the same slot.
+    /// How much of its range is below 0, in units of one turn by all slots.
+    below: u32,
+    /// The slot by which it has to have its next turn.
+    due: u32,
+    /// The next path whose turn may come from the same slot on.
     link: u16,
     /// Not this path's: the heap of eligible paths is kept in this field of the first elements.
     heap: u16,
@@ -91,20 +113,94 @@ pub(crate) fn share_out(weights: &[u16], jobs: &mut [Job]) -> usize {
     total
 }
 
-/// Makes the schedule. `order` must have the length that [`share_out`] returned for `jobs`.
-pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) {
-    if jobs.len() < 2 {
-        order.fill(0);
-        return;
+/// How the paths' ranges lie: how much of each is below 0.
+#[derive(Clone, Copy)]
+enum Spread {
+    /// Half of it.
+    Alike,
+    /// Less for the first paths, more for the last, in even steps.
+    Even,
+    /// By chance, which is a different one, but always the same, for each number.
+    Mixed(u32),
+}
+
+/// A number that looks random: shifts and products, as in any integer hash.
+fn mixed(a: u32, b: u32) -> u32 {
+    let mut x = (a + 1).wrapping_mul(0x9e37_79b9) ^ b.wrapping_mul(0x85eb_ca6b);
+    for factor in [0x2c1b_3c6d, 0x297a_2d39] {
+        x = (x ^ x >> 15).wrapping_mul(factor);
+    }
+    x ^ x >> 15
+}
+
+impl Spread {
+    fn all() -> impl Iterator<Item = Self> {
+        [Spread::Alike, Spread::Even]
+            .into_iter()
+            .chain((0..64).map(Spread::Mixed))
     }
 
-    let mut eligible = Eligible {
-        len: 0,
-        twice: 2 * (jobs.len() as u64 - 1),
-    };
-    // Slots that are not filled yet hold the list of the paths that become eligible there.
+    fn below(self, range: u32, path: usize, paths: usize) -> u32 {
+        let (range, path, paths) = (u64::from(range), path as u64, paths as u64);
+        let below = match self {
+            Spread::Alike => range / 2,
+            Spread::Even => range * (2 * path + 1) / (2 * paths),
+            Spread::Mixed(number) => (range * u64::from(mixed(path as u32, number))) >> 32,
+        };
+        below as u32
+    }
+}
+
+/// Makes the schedule. `order` must have the length that [`share_out`] returned for `jobs`.
+///
+/// Returns how far a window may be off, by its bound: that many turns divided by all slots. It is
+/// at most as many as there are slots (1 I/O) if that is known to be possible.
+pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) -> u32 {
+    let (whole, paths) = (order.len() as u32, jobs.len() as u32);
+    if paths < 2 {
+        order.fill(0);
+        return 0;
+    }
+
+    // Tijdeman's, which is always possible.
+    let half = whole - whole.div_ceil((2 * paths - 2).max(1));
+    let mut best = (2 * half, Spread::Alike);
+    let mut too_small = whole - 1;
+    let mut range = whole;
+    let mut budget = SEARCH / paths + 3 * whole;
+
+    while budget > 0 && best.0.saturating_sub(too_small) > (whole / 64).max(1) {
+        // What there is no time left to try counts as impossible.
+        let found = Spread::all().find(|&spread| {
+            if budget == 0 {
+                return false;
+            }
+            let filled = fill(order, jobs, range, spread);
+            budget = budget.saturating_sub(paths + filled);
+            filled == whole
+        });
+        match found {
+            Some(spread) => best = (range, spread),
+            None => too_small = range,
+        }
+        range = too_small + (best.0 - too_small) / 2;
+    }
+    let (range, spread) = best;
+    fill(order, jobs, range, spread);
+    range
+}
+
+/// Tries to make a schedule that keeps each path within its range. Returns how many slots it could
+/// fill: if not all, there is none.
+fn fill(order: &mut [u16], jobs: &mut [Job], range: u32, spread: Spread) -> u32 {
+    let paths = jobs.len();
+    let mut eligible = Eligible { len: 0, range };
+
+    // Slots that are not filled yet hold the list of the paths whose turn may come from there on.
     order.fill(NO_PATH);
-    for path in 0..jobs.len() {
+    for path in 0..paths {
+        jobs[path].done = 0;
+        jobs[path].below = spread.below(range, path, paths);
         eligible.enter(path as u16, 0, order, jobs);
     }
     for slot in 0..order.len() {
@@ -113,49 +209,50 @@ pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) {
             eligible.push(path, jobs);
             path = jobs[usize::from(path)].link;
         }
-        order[slot] = eligible.pop(jobs);
-        if let Some(job) = jobs.get_mut(usize::from(order[slot])) {
-            job.done += 1;
-            if job.done < job.slots {
-                eligible.enter(order[slot], slot + 1, order, jobs);
-            }
+        let path = eligible.pop(jobs);
+        match jobs.get_mut(usize::from(path)) {
+            Some(job) if job.due >= slot as u32 => job.done += 1,
+            _ => return slot as u32,
+        }
+        order[slot] = path;
+        if jobs[usize::from(path)].done < jobs[usize::from(path)].slots {
+            eligible.enter(path, slot + 1, order, jobs);
         }
     }
+    order.len() as u32
 }
 
 /// The paths that may have the next slot: a binary heap in `jobs[..len].heap`, the most urgent
 /// path first.
 struct Eligible {
     len: usize,
-    /// `2n - 2` for n paths: times are kept as multiples of `1 / (2n - 2)`.
-    twice: u64,
+    range: u32,
 }
 
 impl Eligible {
-    /// Puts the path on the list of the slot, `now` or later, from which its next turn is eligible.
+    /// Puts the path on the list of the slot, `now` or later, from which on it may have its next
+    /// turn.
     fn enter(&mut self, path: u16, now: usize, order: &mut [u16], jobs: &mut [Job]) {
         let job = &mut jobs[usize::from(path)];
-        // The first k, counted from 1, for which k w / W - done >= 1 / (2n - 2).
-        let whole = order.len() as u64;
-        let first = ((u64::from(job.done) * self.twice + 1) * whole)
-            .div_ceil(self.twice * u64::from(job.slots));
-        let slot = (first.saturating_sub(1) as usize).max(now);
+        let whole = order.len() as u32;
+        let slots = job.slots.max(1);
 
-        // A turn that is never eligible within the schedule does not exist: the last one of each
-        // path is eligible 1 - 1 / (2n - 2) turns before the end.
+        // With the turn, d is (done + 1) whole - (slot + 1) slots: not above the range.
+        let above = ((job.done + 1) * whole).saturating_sub(self.range - job.below);
+        let slot = (above.div_ceil(slots).saturating_sub(1) as usize).max(now);
+        // Without it, d is done whole - (slot + 1) slots: not below it, up to the slot before.
+        job.due = (job.done * whole + job.below) / slots;
+
+        // A turn that may not come within the schedule leaves a slot without a path.
         if let Some(list) = order.get_mut(slot) {
             job.link = *list;
             *list = path;
         }
     }
 
-    /// Whether `a`'s next turn is due before `b`'s: compares (done + 1 - 1 / (2n - 2)) / slots.
+    /// Whether `a`'s turn is due before `b`'s.
     fn before(&self, a: u16, b: u16, jobs: &[Job]) -> bool {
-        let due = |path: u16, other: u16| {
-            let (job, other) = (&jobs[usize::from(path)], &jobs[usize::from(other)]);
-            (u64::from(job.done + 1) * self.twice - 1) * u64::from(other.slots)
-        };
-        (due(a, b), a) < (due(b, a), b)
+        (jobs[usize::from(a)].due, a) < (jobs[usize::from(b)].due, b)
     }
 
     fn push(&mut self, path: u16, jobs: &mut [Job]) {
@@ -200,36 +297,57 @@ impl Eligible {
     }
 }
 
+/// A slot's hop: the path, and the slot to go on with.
+fn hop(path: u16, next: usize) -> u32 {
+    u32::from(path) << 16 | next as u32
+}
+
 /// Writes the table of hops for the paths that are in service. `hops` is as long as `order`.
 ///
 /// May run while others [`select`], but not twice at the same time.
 pub(crate) fn make_hops(order: &[u16], hops: &[Cell], is_in_service: impl Fn(usize) -> bool) {
-    let mut hop = NOWHERE;
+    let works = |path: u16| is_in_service(usize::from(path));
 
-    // Backwards; the first round finds what the last slots hop to, over the end.
-    for round in 0..2 {
-        for (slot, &path) in order.iter().enumerate().rev() {
-            if is_in_service(usize::from(path)) {
-                hop = u32::from(path) << 16 | slot as u32;
-            }
-            if round == 1 {
-                hops[slot].store(hop);
-            }
+    // What the last slots hop to, over the end.
+    let Some(first) = order.iter().position(|&path| works(path)) else {
+        for (slot, at) in hops.iter().enumerate() {
+            at.store(hop(NO_PATH, slot));
         }
+        return;
+    };
+    let after = if first + 1 < order.len() {
+        first + 1
+    } else {
+        0
+    };
+    let mut found = hop(order[first], after);
+    let mut next = 0;
+    for (slot, (&path, at)) in order.iter().zip(hops).enumerate().rev() {
+        if works(path) {
+            found = hop(path, next);
+        }
+        at.store(found);
+        next = slot;
     }
 }
 
-/// Chooses the path for which it is the turn, and moves `cursor` on. Neither waits nor loops.
-///
-/// A cursor may be shared: then two that select at the same moment may choose the same path.
-#[inline]
-pub(crate) fn select(hops: &[Cell], cursor: &Cell) -> Option<usize> {
-    let hop = hops.get(cursor.load() as usize).or(hops.first())?.load();
-    if hop == NOWHERE {
-        return None;
-    }
+/// Where the cursor of a CPU begins: the CPUs are spread over the schedule, so that they do not
+/// march from path to path in step, whichever of the possible ones there are.
+pub(crate) fn first_slot(cpu: u32, slots: usize) -> u32 {
+    // The bits of 0, 1, 2, ... in reverse: 0, 1/2, 1/4, 3/4, 1/8, ... of the way.
+    ((u64::from(cpu.reverse_bits()) * slots as u64) >> 32) as u32
+}
 
-    let next = (hop & 0xffff) + 1;
-    cursor.store(if next as usize == hops.len() { 0 } else { next });
-    Some((hop >> 16) as usize)
+/// Chooses the path for which it is the turn at `cursor`. Returns where the cursor goes, and the
+/// path's index; if no path is in service, an index that none has. Neither waits nor loops.
+#[inline]
+pub(crate) fn select(hops: &[Cell], cursor: u32) -> (u32, usize) {
+    match hops.get(cursor as usize) {
+        Some(hop) => {
+            let hop = hop.load();
+            (hop & 0xffff, (hop >> 16) as usize)
+        }
+        // There are no paths, or never was such a cursor.
+        None => (0, usize::from(NO_PATH)),
+    }
 }

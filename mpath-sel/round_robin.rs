@@ -10,21 +10,20 @@ use super::{
     }, //
 };
 use core::ops::RangeInclusive;
-use ferrule::device_mapper::path_selector::{
-    Args,
-    Path,
-    PathSelector,
-    Paths,
-    Refusal,
-    Report,
-    StatusWriter, //
+use ferrule::{
+    device_mapper::path_selector::{
+        Args,
+        Path,
+        PathSelector,
+        Paths,
+        Refusal,
+        Report,
+        StatusWriter, //
+    },
+    percpu::PerCpuU32, //
 };
 use kernel::{
     alloc::AllocError,
-    cpu::{
-        nr_cpu_ids,
-        CpuId, //
-    },
     prelude::*,
     sync::atomic::{
         Atomic,
@@ -41,10 +40,6 @@ const INVALID_COUNT: Refusal = Refusal::new(EINVAL, c"round-robin ps: invalid re
 const TOO_MANY_PATHS: Refusal = Refusal::new(EINVAL, c"round-robin ps: too many paths");
 const NO_MEMORY: Refusal = Refusal::new(ENOMEM, c"round-robin ps: Error allocating path context");
 
-/// A CPU's place in the schedule, in a cache line that no other CPU writes.
-#[repr(align(64))]
-struct Cursor(Cell);
-
 /// The selector of a priority group.
 ///
 /// `add_path` makes everything anew, as only the last path completes it; then only the contents of
@@ -58,8 +53,8 @@ pub(crate) struct RoundRobin {
     order: KVVec<u16>,
     /// For each slot, the next one whose path is in service.
     hops: KVVec<Cell>,
-    /// By CPU.
-    cursors: KVVec<Cursor>,
+    /// Each CPU's place in the schedule.
+    cursors: PerCpuU32,
 }
 
 /// What is kept for a path.
@@ -69,17 +64,12 @@ pub(crate) struct RoundRobinPath {
 
 impl RoundRobin {
     fn new() -> Result<Self> {
-        let cpus = nr_cpu_ids() as usize;
-        let mut cursors = KVVec::with_capacity(cpus, GFP_KERNEL)?;
-        for _ in 0..cpus {
-            cursors.push(Cursor(Cell::new(0)), GFP_KERNEL)?;
-        }
         Ok(Self {
             weights: KVec::new(),
             is_in_service: KVec::new(),
             order: KVVec::new(),
             hops: KVVec::new(),
-            cursors,
+            cursors: PerCpuU32::new()?,
         })
     }
 
@@ -98,11 +88,8 @@ impl RoundRobin {
         self.hops = hops;
         self.make_hops();
 
-        // Apart from each other, so that the CPUs do not march from path to path in step.
-        let cpus = self.cursors.len();
-        for (cpu, cursor) in self.cursors.iter().enumerate() {
-            cursor.0.store((cpu * slots / cpus) as u32);
-        }
+        self.cursors
+            .set_each(|cpu| rotation::first_slot(cpu, slots));
         Ok(())
     }
 
@@ -160,9 +147,8 @@ impl PathSelector for RoundRobin {
 
     #[inline]
     fn select_path<'a>(&'a self, paths: Paths<'a, Self>, _: usize) -> Option<&'a Path<Self>> {
-        // When the task moves to another CPU meanwhile, two may use one cursor: see `select`.
-        let cursor = self.cursors.get(CpuId::current().as_u32() as usize)?;
-        paths.get(rotation::select(&self.hops, &cursor.0)?)
+        let turn = |cursor| rotation::select(&self.hops, cursor);
+        paths.get(self.cursors.update(turn))
     }
 
     fn fail_path(&self, path: &Path<Self>) {

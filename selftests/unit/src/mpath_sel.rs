@@ -34,20 +34,49 @@ mod testing {
         cell::Cell,
         rotation::{make_hops, make_schedule, select, share_out, Job},
     };
+    use std::cell::Cell as Own;
+
+    /// The schedule for `weights`, and the bound that it comes with.
+    pub(super) fn schedule_and_bound(weights: &[u16]) -> (Vec<u16>, u32) {
+        let mut jobs = vec![Job::default(); weights.len()];
+        let mut order = vec![0; share_out(weights, &mut jobs)];
+        let bound = make_schedule(&mut order, &mut jobs);
+        (order, bound)
+    }
 
     /// The schedule for `weights`.
     pub(super) fn schedule(weights: &[u16]) -> Vec<u16> {
-        let mut jobs = vec![Job::default(); weights.len()];
-        let mut order = vec![0; share_out(weights, &mut jobs)];
-        make_schedule(&mut order, &mut jobs);
-        order
+        schedule_and_bound(weights).0
     }
 
-    /// A priority group as `round_robin.rs` keeps it, with one cursor.
+    /// For each path, how far at most any window of the endless schedule is off its share, in units
+    /// of an I/O by all slots.
+    pub(super) fn worst_windows(order: &[u16], paths: usize) -> Vec<i64> {
+        let mut slots = vec![0i64; paths];
+        for &path in order {
+            slots[usize::from(path)] += 1;
+        }
+        // (now, least, most) of how far a path is ahead. Between its turns it only falls back.
+        let mut ahead = vec![(0i64, 0i64, 0i64); paths];
+        let mut last = vec![0i64; paths];
+        let whole = order.len() as i64;
+        for (k, &path) in order.iter().enumerate() {
+            let i = usize::from(path);
+            let (now, least, most) = &mut ahead[i];
+            *now -= (k as i64 - last[i]) * slots[i];
+            *least = *now.min(least);
+            *now += whole - slots[i];
+            *most = *now.max(most);
+            last[i] = k as i64 + 1;
+        }
+        ahead.iter().map(|(_, least, most)| most - least).collect()
+    }
+
+    /// A priority group as `round_robin.rs` keeps it, with the cursor of one CPU.
     pub(super) struct Group {
         pub(super) order: Vec<u16>,
         pub(super) hops: Vec<Cell>,
-        pub(super) cursor: Cell,
+        pub(super) cursor: Own<u32>,
     }
 
     impl Group {
@@ -56,7 +85,7 @@ mod testing {
             let group = Group {
                 hops: order.iter().map(|_| Cell::new(0)).collect(),
                 order,
-                cursor: Cell::new(0),
+                cursor: Own::new(0),
             };
             group.in_service(|_| true);
             group
@@ -67,7 +96,9 @@ mod testing {
         }
 
         pub(super) fn select(&self) -> Option<usize> {
-            select(&self.hops, &self.cursor)
+            let (next, path) = select(&self.hops, self.cursor.get());
+            self.cursor.set(next);
+            (path != usize::from(u16::MAX)).then_some(path)
         }
     }
 }
@@ -75,9 +106,8 @@ mod testing {
 #[cfg(test)]
 mod tests {
     use super::{
-        cell::Cell,
         rotation::*,
-        testing::{schedule, Group}, //
+        testing::{schedule, schedule_and_bound, worst_windows, Group}, //
     };
     use proptest::{collection::vec, prelude::*};
 
@@ -103,6 +133,30 @@ mod tests {
         counts
     }
 
+    /// All weights of `paths` paths, in descending order, whose sum is at most `sum` and whose
+    /// common divisor is 1.
+    fn all_weights(paths: usize, sum: u16) -> Vec<Vec<u16>> {
+        fn more(found: &mut Vec<Vec<u16>>, begun: &mut Vec<u16>, paths: usize, left: u16) {
+            if begun.len() == paths {
+                let divides = |d: u16| begun.iter().all(|w| w % d == 0);
+                if !(2..=begun[0]).any(divides) {
+                    found.push(begun.clone());
+                }
+                return;
+            }
+            let others = (paths - begun.len() - 1) as u16;
+            let most = begun.last().copied().unwrap_or(left).min(left - others);
+            for weight in 1..=most {
+                begun.push(weight);
+                more(found, begun, paths, left - weight);
+                begun.pop();
+            }
+        }
+        let mut found = vec![];
+        more(&mut found, &mut vec![], paths, sum);
+        found
+    }
+
     #[test]
     fn turns_are_spread_out() {
         assert_eq!(schedule(&[3, 1]), [0, 0, 1, 0]);
@@ -110,7 +164,7 @@ mod tests {
         assert_eq!(schedule(&[2, 2]), [0, 1]);
         assert_eq!(schedule(&[7]), [0]);
         assert_eq!(schedule(&[1, 2, 1]), [1, 0, 2, 1]);
-        assert_eq!(schedule(&[5, 1, 1]), [0, 0, 1, 0, 0, 2, 0]);
+        assert_eq!(schedule(&[4, 2, 1]), [0, 1, 0, 2, 0, 1, 0]);
         assert_eq!(schedule(&[]), []);
     }
 
@@ -135,32 +189,118 @@ mod tests {
         }
     }
 
+    /// Whether any cyclic order of these counts keeps all windows to 1, by trying them all.
+    fn some_order_keeps_windows_to_one(counts: &[u16]) -> bool {
+        fn more(counts: &[u16], order: &mut Vec<u16>, left: &mut [u16]) -> bool {
+            let whole: u16 = counts.iter().sum();
+            if order.len() == usize::from(whole) {
+                let worst = worst_windows(order, counts.len());
+                return worst.iter().all(|&off| off <= i64::from(whole));
+            }
+            (0..counts.len()).any(|path| {
+                if left[path] == 0 {
+                    return false;
+                }
+                left[path] -= 1;
+                order.push(path as u16);
+                let found = more(counts, order, left);
+                order.pop();
+                left[path] += 1;
+                found
+            })
+        }
+        more(counts, &mut vec![], &mut counts.to_vec())
+    }
+
+    /// Why `make_schedule` does not promise it.
+    #[test]
+    fn not_all_weights_allow_windows_within_one() {
+        assert!(!some_order_keeps_windows_to_one(&[5, 4, 2]));
+        // Nothing smaller fails, so the search above is not simply wrong.
+        for paths in 2..=4 {
+            for weights in all_weights(paths, 10) {
+                assert!(some_order_keeps_windows_to_one(&weights), "{weights:?}");
+            }
+        }
+    }
+
+    /// What the search for better schedules finds, over all small weights.
+    #[test]
+    fn windows_of_small_weights_are_within_one_or_little_more() {
+        let (mut all, mut within_one) = (0, 0);
+        for (paths, sum) in [(2, 40), (3, 24), (4, 16), (5, 16), (6, 16)] {
+            // In descending and in ascending order.
+            let descending = all_weights(paths, sum);
+            let ascending = descending.iter().map(|w| w.iter().rev().copied().collect());
+            for weights in descending.iter().cloned().chain(ascending) {
+                let order = schedule(&weights);
+                let worst = *worst_windows(&order, paths).iter().max().unwrap();
+                let whole = order.len() as i64;
+                assert!(worst * 4 <= whole * 5, "{weights:?}: {worst}/{whole}");
+                all += 1;
+                within_one += usize::from(worst <= whole);
+            }
+        }
+        println!("{within_one} of {all} within 1");
+        assert!(within_one * 100 >= all * 64, "{within_one} of {all}");
+    }
+
+    #[test]
+    fn windows_of_usual_weights_are_within_one() {
+        for weights in [
+            &[1u16, 1][..],
+            &[50, 10],
+            &[2, 1, 1],
+            &[3, 2, 1],
+            &[4, 2, 1],
+            &[5, 1, 1],
+            &[1, 2, 3, 4],
+            &[50, 50, 10, 10],
+            &[8, 4, 2, 1, 1],
+            &[10, 10, 10, 10, 1],
+        ] {
+            let order = schedule(weights);
+            let worst = worst_windows(&order, weights.len());
+            let whole = order.len() as i64;
+            assert!(
+                worst.iter().all(|&off| off <= whole),
+                "{weights:?}: {order:?}: {worst:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn cpus_begin_apart() {
+        for slots in [1, 2, 3, 4, 7, 64, 1000, MAX_SLOTS] {
+            for cpus in [2, 4, 16, 64] {
+                let starts: Vec<u32> = (0..cpus).map(|cpu| first_slot(cpu, slots)).collect();
+                assert!(starts.iter().all(|&start| (start as usize) < slots));
+                // Whatever part of the schedule: its share of the first CPUs, or one more.
+                for from in 0..slots as u32 {
+                    let there = starts.iter().filter(|&&start| start == from).count();
+                    assert!(there <= (cpus as usize).div_ceil(slots), "{starts:?}");
+                }
+            }
+        }
+        assert_eq!([0, 1, 2, 3].map(|cpu| first_slot(cpu, 4)), [0, 2, 1, 3]);
+    }
+
     proptest! {
-        /// In every schedule, and so over any number of rounds of it from its start, a path is
-        /// never further from its share than 1 - 1/(2n-2).
+        /// Over any number of I/Os from any point of any schedule, a path is within the bound that
+        /// comes with the schedule of its share, and so always within 2 - 1/(n-1).
         #[test]
-        fn no_path_is_a_turn_ahead_or_behind(weights in weights()) {
-            let order = schedule(&weights);
-            let slots = slot_counts(&weights);
+        fn windows_are_within_the_bound(weights in weights()) {
+            let (order, bound) = schedule_and_bound(&weights);
             let whole = order.len() as i64;
             let n = weights.len() as i64;
-            let bound = if n > 1 { 2 * (n - 1) - 1 } else { 0 };
-            let mut had = vec![0i64; weights.len()];
-
-            for (k, &path) in order.iter().enumerate() {
-                prop_assert!(usize::from(path) < weights.len());
-                had[usize::from(path)] += 1;
-                // All paths for short schedules, else the one that has just changed and one more.
-                let all = order.len() * weights.len() < 100_000;
-                for i in 0..weights.len() {
-                    if all || i == usize::from(path) || i == k % weights.len() {
-                        let off = had[i] * whole - (k as i64 + 1) * slots[i] as i64;
-                        prop_assert!(
-                            off.abs() * 2 * (n - 1) <= bound * whole,
-                            "path {i} is {off}/{whole} from its share after {} turns", k + 1
-                        );
-                    }
-                }
+            for (path, worst) in worst_windows(&order, weights.len()).into_iter().enumerate() {
+                prop_assert!(worst <= i64::from(bound), "path {path}: {worst}/{whole}");
+            }
+            if n > 1 {
+                prop_assert!(i64::from(bound) * (n - 1) <= (2 * (n - 1) - 1) * whole);
+            }
+            if n == 2 || weights.iter().all(|&weight| weight == weights[0]) {
+                prop_assert!(i64::from(bound) <= whole);
             }
         }
 
@@ -186,24 +326,41 @@ mod tests {
             }
         }
 
-        /// A window that starts anywhere, as that of a CPU whose cursor starts in the middle.
+        /// What is selected, counted I/O by I/O in every window: as `windows_are_within_the_bound`
+        /// says, but with nothing clever, and by a cursor that starts in the middle. Once more
+        /// after a path has failed and was reinstated.
         #[test]
-        fn any_window_is_less_than_two_turns_from_the_share(
-            weights in vec(1u16..=20, 1..=8), start: prop::sample::Index, length in 1usize..300,
+        fn every_window_of_selections_is_within_the_bound(
+            weights in vec(1u16..=12, 1..=6), start: prop::sample::Index,
+            failed: prop::sample::Index,
         ) {
             let group = Group::new(&weights);
+            let (_, bound) = schedule_and_bound(&weights);
             let slots = slot_counts(&weights);
             let whole = group.order.len() as i64;
-            group.cursor.store(start.index(group.order.len()) as u32);
+            group.cursor.set(start.index(group.order.len()) as u32);
 
-            let mut had = vec![0i64; weights.len()];
-            for _ in 0..length {
-                had[group.select().unwrap()] += 1;
-            }
-            for i in 0..weights.len() {
-                let off = had[i] * whole - length as i64 * slots[i] as i64;
-                let limit = if weights.len() > 2 { 2 * whole - 1 } else { whole };
-                prop_assert!(off.abs() <= limit, "path {i} is {off}/{whole} from its share");
+            for round in 0..2 {
+                let chosen: Vec<usize> =
+                    (0..2 * whole + 1).map(|_| group.select().unwrap()).collect();
+                for (i, &slots) in slots.iter().enumerate() {
+                    for from in 0..chosen.len() {
+                        let mut off = 0;
+                        for &path in &chosen[from..] {
+                            off += if path == i { whole } else { 0 } - slots as i64;
+                            prop_assert!(
+                                off.abs() <= i64::from(bound),
+                                "round {round}: path {i} is {off}/{whole} from its share"
+                            );
+                        }
+                    }
+                }
+                let failed = failed.index(weights.len());
+                group.in_service(|path| path != failed);
+                for _ in 0..failed {
+                    group.select();
+                }
+                group.in_service(|_| true);
             }
         }
 
@@ -218,7 +375,7 @@ mod tests {
             let left: Vec<usize> =
                 group.order.iter().map(|&p| usize::from(p)).filter(|&p| works(p)).collect();
             group.in_service(works);
-            group.cursor.store(start.index(group.order.len()) as u32);
+            group.cursor.set(start.index(group.order.len()) as u32);
 
             if left.is_empty() {
                 prop_assert_eq!(group.select(), None);
@@ -233,6 +390,33 @@ mod tests {
                 }),
                 "{chosen:?} does not rotate over {left:?}"
             );
+        }
+
+        /// How far windows can be off while paths have failed: a path's own bound, and its part of
+        /// what those that have failed are off themselves.
+        #[test]
+        fn windows_with_failed_paths_are_within_what_the_failed_ones_add(
+            weights in vec(1u16..=20, 2..=12), failed: u16,
+        ) {
+            let group = Group::new(&weights);
+            let works = |path: usize| failed & 1 << path == 0;
+            let slots = slot_counts(&weights);
+            let worst = worst_windows(&group.order, weights.len());
+            let whole = group.order.len() as f64;
+            let paths = 0..weights.len();
+            let left: u64 = paths.clone().filter(|&i| works(i)).map(|i| slots[i]).sum();
+            let added: i64 = paths.clone().filter(|&i| !works(i)).map(|i| worst[i]).sum();
+
+            group.in_service(works);
+            let turns: Vec<u16> =
+                (0..left).map(|_| group.select().unwrap() as u16).collect();
+            let with_failed = worst_windows(&turns, weights.len());
+            for i in paths.filter(|&i| works(i)) {
+                let share = slots[i] as f64 / left as f64;
+                let bound = (worst[i] as f64 + share * added as f64) / whole;
+                let off = with_failed[i] as f64 / left as f64;
+                prop_assert!(off <= bound + 1e-9, "path {i}: {off} > {bound}");
+            }
         }
 
         /// Any sequence of failing, reinstating and selecting, against the plain rule.
@@ -257,14 +441,15 @@ mod tests {
         #[test]
         fn a_cursor_beyond_the_schedule_starts_anew(weights in vec(1u16..=9, 1..=8), at: u32) {
             let group = Group::new(&weights);
-            group.cursor.store(at);
+            group.cursor.set(at);
+            group.select();
             prop_assert!(group.select().is_some());
-            prop_assert!((group.cursor.load() as usize) < group.order.len());
+            prop_assert!((group.cursor.get() as usize) < group.order.len());
         }
     }
 
     #[test]
     fn a_group_without_paths_selects_nothing() {
-        assert_eq!(select(&[], &Cell::new(0)), None);
+        assert_eq!(Group::new(&[]).select(), None);
     }
 }
