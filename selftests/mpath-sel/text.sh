@@ -115,6 +115,9 @@ malformed_arguments_are_refused() {
 		"round-robin-rs 0 1 2 ${PATHS[0]} 1 1"
 	refused "round-robin ps: incorrect number of arguments" \
 		"round-robin-rs 0 2 2 ${PATHS[0]} 1 1 ${PATHS[1]} 1 1"
+	refused "invalid number of paths" \
+		"round-robin-rs 0 1025 1 $(yes "${PATHS[0]} 1" | head -n 1025 | tr '\n' ' ')"
+	refused "invalid number of paths" "round-robin-rs 0 0 1"
 	# Nothing was left over from any of them.
 	check "the module is not in use" module_is_unused
 }
