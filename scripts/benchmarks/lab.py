@@ -13,10 +13,15 @@ OUTPUT = "/run/bench.json"
 
 
 class Lab:
-    """A guest with null_blk disks and the dm-qos module."""
+    """A guest with null_blk disks and the dm-qos module.
 
-    def __init__(self, guest: vm.Guest):
+    `in_cgroup`: fio runs in a control group. Otherwise in the root group, where the kernel looks up
+    nothing of the group for each device that an I/O passes.
+    """
+
+    def __init__(self, guest: vm.Guest, in_cgroup: bool = True):
         self.guest = guest
+        self.procs = f"{CGROUP}/cgroup.procs" if in_cgroup else "/dev/null"
         # udev would read from each new device, and later on take time from what is measured. It
         # goes; dmsetup makes the nodes.
         self.shell(
@@ -67,7 +72,7 @@ class Lab:
         self.shell(f'echo "$(lsblk -dno MAJ:MIN {path} | xargs) {limits}" >{cgroup}/io.max')
 
     def fio(self, jobs: dict[str, dict], timeout: float, wrapper: str = "", **common) -> dict:
-        """Run fio jobs in the control group; their results by name.
+        """Run fio jobs; their results by name.
 
         `wrapper` is a command that runs fio and prints a line of its own, which is the result's
         "wrapper".
@@ -77,7 +82,7 @@ class Lab:
             text += job_section(name, options)
         output = self.shell(
             f"cat >{JOB_FILE} <<'END'\n{text}END\n"
-            f"echo $$ >{CGROUP}/cgroup.procs || exit\n"
+            f"echo $$ >{self.procs} || exit\n"
             f"{wrapper} fio --output-format=json+ --output={OUTPUT} {JOB_FILE} || exit\n"
             f"sed -n '/^{{/,$p' {OUTPUT}",
             timeout,

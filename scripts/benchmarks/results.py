@@ -126,17 +126,19 @@ class Results:
     @contextlib.contextmanager
     def guest(self, what: str, options: vm.Options) -> Iterator[vm.Guest]:
         """A guest whose kernel log has to be clean in the end."""
-        options.kdir = self.kdir
+        options.kdir = options.kdir or self.kdir
         options.log = OUT / f"{self.name}-{len(self.machine['guests']) + 1}.log"
         if options.icount:
             runs = "1 CPU, TCG with icount: a nanosecond of guest time is an instruction"
+        elif options.kernel == "uml":
+            runs = f"{options.cpus} CPUs, user-mode Linux: native speed"
         else:
             accelerator = "KVM" if vm.kvm_works(self.kdir / "arch/x86/boot/bzImage") else "TCG"
             runs = f"{options.cpus} CPUs, {accelerator}"
         self.machine["guests"].append(f"{what}: {runs}")
         self.say(f"booting a guest for {what} ({runs})")
         with vm.Guest(options) as guest:
-            self.machine["kernel"] = guest.check("uname -r").strip()
+            self.machine.setdefault("kernel", guest.check("uname -r").strip())
             yield guest
             wrong = guest.check_log()
         if wrong:

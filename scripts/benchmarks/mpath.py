@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the path selector costs, by the number of paths and of CPUs, beside the C round-robin."""
+
+import os
+import pathlib
+import random
+import statistics
+import subprocess
+
+import check
+import vm
+
+from .lab import Lab
+from .results import OUT, Goal, Results
+
+# What it stands on: a selector that always takes the first path is dm-multipath's own part.
+FIRST = "first-path"
+OURS, PEER = "round-robin-rs", "round-robin"
+MODULES = {
+    FIRST: "selftests/modules/dm-first-path.ko",
+    OURS: "mpath-sel/dm-round-robin-rs.ko",
+    PEER: "dm-round-robin.ko",
+}
+PATHS = (2, 4, 16, 64)
+# The longest schedule that two paths can have.
+LONGEST = "2048 2047"
+
+# Instructions per I/O: the first round warms up.
+ROUNDS = 6
+IOS = 5_000
+READ = {"rw": "randread", "bs": "4k", "ioengine": "psync", "norandommap": 1}
+READ |= {"number_ios": IOS, "io_size": "1t"}
+# Instructions per call.
+CALL_ROUNDS = 3
+CALL_MS = 20
+# Selections from all CPUs.
+PAIRS = 7
+SELECT_MS = 1000
+# No slope: not more than this times what it takes one CPU.
+FLAT = 1.1
+
+
+def run(results: Results) -> None:
+    """All of it."""
+    with results.guest("instructions per I/O", vm.Options(icount=True, udev=False)) as guest:
+        per_io(results, Lab(guest, in_cgroup=False))
+    with results.guest("instructions per call", vm.Options(icount=True, udev=False)) as guest:
+        per_call(results, Selectors(guest, results.kdir))
+    kdir = check.build("uml")
+    options = vm.Options(kernel="uml", kdir=kdir, cpus=min(os.cpu_count(), 4))
+    with results.guest("selections from all CPUs", options) as guest:
+        from_all_cpus(results, Selectors(guest, kdir), options.cpus)
+
+
+def per_io(results: Results, lab: Lab) -> None:
+    """Instructions from submission to completion of a read, as fio sees it in its own clock."""
+    lab.shell(
+        f"modprobe -a dm-multipath dm-round-robin && insmod $FERRULE_MODULES/{MODULES[FIRST]} && "
+        f"insmod $FERRULE_MODULES/{MODULES[OURS]}"
+    )
+    disks = [lab.disk(f"path{number}") for number in range(max(PATHS))]
+    sectors = lab.sectors(disks[0])
+    found = {}
+    for paths in PATHS:
+        arguments = " ".join(f"{disk} 1" for disk in disks[:paths])
+        for name in MODULES:
+            found[name, paths] = lab.device(
+                f"{name}-{paths}",
+                f"0 {sectors} multipath 2 queue_mode bio 0 1 1 {name} 0 {paths} 1 {arguments}",
+            )
+    seen = {device: [] for device in found}
+    for turn in range(ROUNDS + 1):
+        results.say(f"{IOS:,} reads on each of {len(found)} devices, round {turn}")
+        for device, path in random.Random(turn).sample(list(found.items()), len(found)):
+            done = lab.fio({"read": {"filename": path}}, 300, "setarch -R", **READ)
+            if turn:
+                seen[device].append(done["read"]["read"]["lat_ns"]["mean"])
+    # In some processes each I/O takes a hundred instructions more, whatever the device; why is not
+    # known. So processes are short, their order changes, and the lower half counts.
+    samples = {device: sorted(values)[: ROUNDS // 2] for device, values in seen.items()}
+
+    # The first of however many paths is the same.
+    first = sorted(value for paths in PATHS for value in samples[FIRST, paths])
+    base = first[: len(first) // 2]
+
+    own = {}
+    for paths in PATHS:
+        ours, peer = samples[OURS, paths], samples[PEER, paths]
+        results.add(
+            f"4 KiB read at depth 1, queue_mode bio, {paths} paths",
+            "instructions",
+            ours,
+            peer=peer,
+            peer_name=PEER,
+        )
+        own[paths] = less(ours, base), less(peer, base)
+        results.add(
+            f"of which the selector, {paths} paths",
+            "instructions",
+            own[paths][0],
+            peer=own[paths][1],
+            peer_name=PEER,
+            goal=Goal("ratio", "<=", 0.7),
+        )
+    # With more disks there is more to account for, whatever selects them.
+    few, many = own[min(PATHS)], own[max(PATHS)]
+    results.add(
+        f"what {max(PATHS)} paths add to {min(PATHS)}, disks included",
+        "instructions",
+        less(many[0], few[0]),
+        peer=less(many[1], few[1]),
+        peer_name=PEER,
+    )
+
+
+def less(samples: list[float], base: list[float]) -> list[float]:
+    """Each less the median of what it stands on."""
+    return [sample - statistics.median(base) for sample in samples]
+
+
+class Selectors:
+    """A guest in which the selectors are called by selftests/modules/selector-load.c."""
+
+    def __init__(self, guest: vm.Guest, kdir: pathlib.Path):
+        self.guest = guest
+        kernel = guest.options.kernel
+        modules = vm.ROOT / "out" / "modules" / kernel
+        own = OUT / "selectors" / kernel
+        own.mkdir(parents=True, exist_ok=True)
+        script = [f"insmod {modules}/selftests/modules/selector-load.ko || exit"]
+        for module in MODULES.values():
+            source = modules / module if "/" in module else kdir / "drivers/md" / module
+            told_where_to_register(source, own / source.name)
+            script.append(f"insmod {own / source.name} || exit")
+        guest.check("\n".join(script))
+
+    def run(self, what: str, name: str, number: int, ms: int, weights: str) -> tuple[int, int]:
+        """How many calls, and the nanoseconds that they took."""
+        run = "/sys/module/selector_load/parameters/run"
+        words = f"{what} {name} {number} {ms} {weights}"
+        calls, took = self.guest.check(f"echo {words} >{run} && cat {run}", 600).split()
+        return int(calls), int(took)
+
+    def cpu_ns(self) -> int:
+        """CPU time that the host has given the guest, which is user-mode Linux, so far."""
+        tasks = pathlib.Path(f"/proc/{self.guest.process.pid}/task")
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+
+
+def told_where_to_register(module: pathlib.Path, copy: pathlib.Path) -> None:
+    """A copy of a selector's module that takes selector-load for dm-multipath."""
+    version = os.environ.get("LLVM", "").removeprefix("1")
+    command = [f"llvm-objcopy{version}"]
+    for verb in ("register", "unregister"):
+        command.append(f"--redefine-sym=dm_{verb}_path_selector=selector_load_{verb}")
+    subprocess.run([*command, str(module), str(copy)], check=True)
+
+
+def per_call(results: Results, selectors: Selectors) -> None:
+    """The callbacks alone: in this guest a nanosecond is an instruction."""
+    results.say("calls of select_path and fail_path")
+
+    def calls(what: str, name: str, weights: str, number: int = 1) -> list[float]:
+        runs = [selectors.run(what, name, number, CALL_MS, weights) for _ in range(CALL_ROUNDS)]
+        return [took / number for number, took in runs]
+
+    own = {}
+    for paths in PATHS:
+        weights = " ".join(["1"] * paths)
+        base = calls("select", FIRST, weights)
+        own[paths] = less(calls("select", OURS, weights), base)
+        results.add(
+            f"select_path called alone, {paths} paths, more than to take the first",
+            "instructions",
+            own[paths],
+            peer=less(calls("select", PEER, weights), base),
+            peer_name=PEER,
+            goal=Goal("ratio", "<=", 0.7),
+        )
+    results.add(
+        f"select_path called alone, {max(PATHS)} paths by {min(PATHS)}",
+        "instructions",
+        own[max(PATHS)],
+        peer=own[min(PATHS)],
+        peer_name=f"{min(PATHS)} paths",
+        goal=Goal("ratio", "<=", 1.02),
+    )
+    for what, weights in (("2 paths of equal weight", "1 1"), ("the longest schedule", LONGEST)):
+        results.add(
+            f"fail_path or reinstate_path, {what}",
+            "instructions",
+            calls("fail", OURS, weights, 100),
+            peer=calls("fail", PEER, "1 1", 100),
+            peer_name=PEER,
+        )
+
+
+def from_all_cpus(results: Results, selectors: Selectors, cpus: int) -> None:
+    """CPU time of a selection, by the number of CPUs that select at once in one group.
+
+    Not the time that it takes: the CPUs of user-mode Linux are threads of a host that has other
+    work too. Who waits for a lock spins, so that is in it.
+    """
+    weights = " ".join(["1"] * 4)
+    took = {}
+    for turn in range(PAIRS + 1):
+        results.say(f"{SELECT_MS} ms for each selector and number of CPUs, round {turn}")
+        for number in range(1, cpus + 1):
+            for name in (OURS, PEER):
+                before = selectors.cpu_ns()
+                calls, _ = selectors.run("select", name, number, SELECT_MS, weights)
+                if turn:
+                    ns = (selectors.cpu_ns() - before) / calls
+                    took.setdefault((name, number), []).append(ns)
+    for number in range(1, cpus + 1):
+        results.add(
+            f"CPU time of a selection, {number} CPUs at once",
+            "ns",
+            took[OURS, number],
+            peer=took[PEER, number],
+            peer_name=PEER,
+            paired=True,
+        )
+    for number in range(2, cpus + 1):
+        for name in (OURS, PEER):
+            results.add(
+                f"{name}: CPU time of a selection, {number} CPUs at once",
+                "ns",
+                took[name, number],
+                peer=took[name, 1],
+                peer_name="1 CPU",
+                goal=Goal("ratio", "<=", FLAT) if name == OURS else None,
+                paired=True,
+            )
