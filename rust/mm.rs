@@ -3,4 +3,6 @@
 //! Memory management.
 
 pub mod balloon;
+pub mod blocks;
+pub mod reporting;
 pub mod vmstat;

@@ -64,6 +64,8 @@ mod wakeup;
 use crate::bindings;
 use device::Link;
 
+pub(crate) use self::wait::WaitQueue;
+
 pub use self::{
     config::{
         virtio_features,
@@ -91,7 +93,9 @@ pub use self::{
         AddError,
         Buffer,
         Direction,
+        Either,
         Handler,
+        Lend,
         Notify,
         QueueInfo,
         Queues,

@@ -35,3 +35,79 @@ __ferrule unsigned long ferrule_global_node_page_state(enum node_stat_item item)
 {
 	return global_node_page_state(item);
 }
+
+/*
+ * What is free in one piece, without reclaim or compaction, for whom it is not worth it. Not
+ * movable: it cannot be migrated, so it must not be where only what can be may be.
+ */
+__ferrule struct page *ferrule_alloc_block(unsigned int order)
+{
+	return alloc_pages(__GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL, order);
+}
+
+__ferrule void ferrule_free_block(struct page *block, unsigned int order)
+{
+	__free_pages(block, order);
+}
+
+/* Makes single pages of it, each with a reference. */
+__ferrule void ferrule_split_block(struct page *block, unsigned int order)
+{
+	split_page(block, order);
+}
+
+/* As balloon_page_enqueue() for each of its pages, which cannot be migrated. */
+__ferrule void ferrule_block_inflated(struct page *block, unsigned int order, bool managed)
+{
+	unsigned int i;
+
+	/* Nobody should look at its contents: a dump, for example. */
+	for (i = 0; i < 1U << order; i++)
+		__SetPageOffline(block + i);
+	if (managed)
+		adjust_managed_page_count(block, -(1L << order));
+	mod_node_page_state(page_pgdat(block), NR_BALLOON_PAGES, 1L << order);
+	count_vm_events(BALLOON_INFLATE, 1UL << order);
+}
+
+__ferrule void ferrule_block_deflated(struct page *block, unsigned int order, bool managed)
+{
+	unsigned int i;
+
+	for (i = 0; i < 1U << order; i++)
+		__ClearPageOffline(block + i);
+	if (managed)
+		adjust_managed_page_count(block, 1L << order);
+	mod_node_page_state(page_pgdat(block), NR_BALLOON_PAGES, -(1L << order));
+	count_vm_events(BALLOON_DEFLATE, 1UL << order);
+}
+
+__ferrule unsigned long ferrule_page_private(const struct page *page)
+{
+	return page_private(page);
+}
+
+__ferrule void ferrule_set_page_private(struct page *page, unsigned long value)
+{
+	set_page_private(page, value);
+}
+
+__ferrule struct page *ferrule_nth_page(struct page *block, unsigned int n)
+{
+	return block + n;
+}
+
+__ferrule void ferrule_sg_set_block(struct scatterlist *sg, struct page *block, unsigned int order)
+{
+	sg_set_page(sg, block, PAGE_SIZE << order, 0);
+}
+
+__ferrule bool ferrule_want_init_on_free(void)
+{
+	return want_init_on_free();
+}
+
+__ferrule bool ferrule_page_poisoning_enabled(void)
+{
+	return page_poisoning_enabled_static();
+}

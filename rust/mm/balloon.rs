@@ -111,6 +111,16 @@ impl<S> Pages<S> {
 }
 
 impl Pages<Allocated> {
+    /// Takes over a page that was allocated otherwise, of which the caller owns a reference. There
+    /// must be room for it.
+    pub(super) fn push(&mut self, page: NonNull<bindings::page>) {
+        // INVARIANT: By the requirements of this function.
+        if self.pages.push_within_capacity(page).is_err() {
+            // SAFETY: The reference is the caller's, who passes it on.
+            unsafe { bindings::ferrule_put_page(page.as_ptr()) };
+        }
+    }
+
     /// Allocates one page more. Process context.
     ///
     /// It may come out of reclaim, but neither out of the reserves nor by the OOM killer.

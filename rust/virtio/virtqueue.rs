@@ -53,6 +53,91 @@ pub trait Buffer: Send + 'static {
     fn bytes(&mut self) -> &mut [u8];
 }
 
+/// Memory that a driver can lend to its device, of one part or several. Drivers implement [`Buffer`];
+/// what else there is comes from where the memory does ([`mm`](crate::mm)).
+///
+/// # Safety
+///
+/// What [`lend`](Self::lend) describes stays valid, and nobody touches it, from then on until
+/// something is done with the value again, or it is dropped.
+pub unsafe trait Lend: Send + 'static {
+    /// Which side writes.
+    const DIRECTION: Direction;
+
+    /// Calls a function with a scatter-gather list of the parts, and how many there are: 1 or more.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] for memory that a device cannot be lent.
+    fn lend<R>(
+        &mut self,
+        f: impl FnOnce(*mut bindings::scatterlist, ffi::c_uint) -> R,
+    ) -> Result<R>;
+
+    /// How many bytes there are.
+    fn size(&mut self) -> usize;
+}
+
+// SAFETY: The implementer of `Buffer` returns the same memory each time: it has no way to
+// return any that somebody else has.
+unsafe impl<B: Buffer> Lend for B {
+    const DIRECTION: Direction = B::DIRECTION;
+
+    fn lend<R>(
+        &mut self,
+        f: impl FnOnce(*mut bindings::scatterlist, ffi::c_uint) -> R,
+    ) -> Result<R> {
+        let bytes = self.bytes();
+        let (start, len) = (bytes.as_mut_ptr().cast::<ffi::c_void>(), bytes.len());
+        let len = ffi::c_uint::try_from(len).map_err(|_| EINVAL)?;
+        // SAFETY: Only looks at the addresses.
+        if !unsafe { bindings::ferrule_sg_mappable(start, len) } {
+            return Err(EINVAL);
+        }
+        let sg = Opaque::<bindings::scatterlist>::uninit();
+        // SAFETY: `sg` is valid for writes, and the memory is part of the linear map.
+        unsafe { bindings::sg_init_one(sg.get(), start, len) };
+        Ok(f(sg.get(), 1))
+    }
+
+    fn size(&mut self) -> usize {
+        self.bytes().len()
+    }
+}
+
+/// One of two kinds of memory, for a queue that carries both.
+pub enum Either<A, B> {
+    /// The one.
+    First(A),
+    /// The other.
+    Second(B),
+}
+
+// SAFETY: By the requirements of both.
+unsafe impl<A: Lend, B: Lend> Lend for Either<A, B> {
+    const DIRECTION: Direction = {
+        assert!(A::DIRECTION as u8 == B::DIRECTION as u8);
+        A::DIRECTION
+    };
+
+    fn lend<R>(
+        &mut self,
+        f: impl FnOnce(*mut bindings::scatterlist, ffi::c_uint) -> R,
+    ) -> Result<R> {
+        match self {
+            Self::First(one) => one.lend(f),
+            Self::Second(other) => other.lend(f),
+        }
+    }
+
+    fn size(&mut self) -> usize {
+        match self {
+            Self::First(one) => one.size(),
+            Self::Second(other) => other.size(),
+        }
+    }
+}
+
 /// A buffer that the device has used.
 pub struct Used<B> {
     /// The buffer.
@@ -95,7 +180,7 @@ pub enum Notify {
     Never,
     /// Wakes [`VirtQueue::wait`].
     Waiters,
-    /// Wakes [`VirtQueue::wait`] and calls a function.
+    /// Calls a function, then wakes [`VirtQueue::wait`].
     Handler(Arc<dyn Handler>),
 }
 
@@ -125,7 +210,7 @@ impl Queues {
     /// # Errors
     ///
     /// [`EINVAL`] when there is no such queue, [`EBUSY`] when it was taken before.
-    pub fn take<B: Buffer>(&self, index: usize) -> Result<VirtQueue<B>> {
+    pub fn take<B: Lend>(&self, index: usize) -> Result<VirtQueue<B>> {
         let slot = self.0.slot(index).ok_or(EINVAL)?;
         let mut state = slot.state.lock();
         if state.release.is_some() {
@@ -150,56 +235,39 @@ impl Queues {
 /// # Invariants
 ///
 /// `set` has a slot `index`, and this is the only `VirtQueue` that there was and will be for it.
-pub struct VirtQueue<B: Buffer> {
+pub struct VirtQueue<B: Lend> {
     set: Arc<QueueSet>,
     index: usize,
     _buffer: PhantomData<fn(KBox<B>) -> KBox<B>>,
 }
 
-impl<B: Buffer> VirtQueue<B> {
+impl<B: Lend> VirtQueue<B> {
     fn slot(&self) -> &Slot {
         // By the type invariants there is one.
         self.set.slot(self.index).unwrap()
     }
 
     /// Lends a buffer to the device. It does not look for it before a [`kick`](Self::kick).
-    pub fn add(&self, mut buffer: KBox<B>) -> Result<(), AddError<B>> {
-        let bytes = buffer.bytes();
-        let (start, len) = (bytes.as_mut_ptr().cast::<ffi::c_void>(), bytes.len());
-        let Ok(len) = ffi::c_uint::try_from(len) else {
-            return Err(AddError {
-                error: EINVAL,
-                buffer,
-            });
-        };
-        // SAFETY: Only looks at the addresses.
-        if !unsafe { bindings::ferrule_sg_mappable(start, len) } {
-            return Err(AddError {
-                error: EINVAL,
-                buffer,
-            });
-        }
-        let sg = Opaque::<bindings::scatterlist>::uninit();
-        // SAFETY: `sg` is valid for writes, and the memory is part of the linear map.
-        unsafe { bindings::sg_init_one(sg.get(), start, len) };
-
-        let state = self.slot().state.lock();
-        if state.vq.is_null() {
-            return Err(AddError {
-                error: ENODEV,
-                buffer,
-            });
-        }
+    pub fn add(&self, buffer: KBox<B>) -> Result<(), AddError<B>> {
         let token = buffer.into_foreign();
-        let add = match B::DIRECTION {
-            Direction::ToDevice => bindings::virtqueue_add_outbuf,
-            Direction::FromDevice => bindings::virtqueue_add_inbuf,
-        };
-        // SAFETY: `vq` is valid and the lock serialises its use. The memory stays valid and is
-        // touched by nobody else until the token comes back, since the queue owns it now.
-        let ret = unsafe { add(state.vq, sg.get(), 1, token, bindings::GFP_ATOMIC) };
-        drop(state);
-        kernel::error::to_result(ret).map_err(|error| AddError {
+        // SAFETY: Nobody else has the buffer yet.
+        let lent = unsafe { &mut *token.cast::<B>() };
+        let added = lent.lend(|sg, count| {
+            let state = self.slot().state.lock();
+            if state.vq.is_null() {
+                return Err(ENODEV);
+            }
+            let add = match B::DIRECTION {
+                Direction::ToDevice => bindings::virtqueue_add_outbuf,
+                Direction::FromDevice => bindings::virtqueue_add_inbuf,
+            };
+            // SAFETY: `vq` is valid and the lock serialises its use. The memory stays valid and is
+            // touched by nobody else until the token comes back, since the queue owns it now.
+            kernel::error::to_result(unsafe {
+                add(state.vq, sg, count, token, bindings::GFP_ATOMIC)
+            })
+        });
+        added.and_then(|added| added).map_err(|error| AddError {
             error,
             // SAFETY: The queue did not take the token, which is from `into_foreign` above.
             buffer: unsafe { KBox::from_foreign(token) },
@@ -253,7 +321,7 @@ impl<B: Buffer> VirtQueue<B> {
         // The length is what the device says: do not believe it.
         let written = match B::DIRECTION {
             Direction::ToDevice => 0,
-            Direction::FromDevice => (written as usize).min(buffer.bytes().len()),
+            Direction::FromDevice => (written as usize).min(buffer.size()),
         };
         Ok(Some(Used { buffer, written }))
     }
@@ -268,11 +336,16 @@ impl<B: Buffer> VirtQueue<B> {
     ///
     /// Those of [`get`](Self::get).
     pub fn wait(&self, timeout: Delta) -> Result<Option<Used<B>>> {
-        let timeout = msecs_to_jiffies(timeout.as_millis().clamp(1, i32::MAX.into()) as u32);
-        self.slot()
-            .used
-            .wait(timeout, || self.get().transpose())
+        self.wait_until(timeout, || self.get().transpose())
             .transpose()
+    }
+
+    /// Waits until `ready` returns something, at most for `timeout`. It is asked after each
+    /// interrupt of the queue, when its handler has returned, and when the queue is deleted. Process
+    /// context; `ready` must not sleep.
+    pub fn wait_until<R>(&self, timeout: Delta, ready: impl FnMut() -> Option<R>) -> Option<R> {
+        let timeout = msecs_to_jiffies(timeout.as_millis().clamp(1, i32::MAX.into()) as u32);
+        self.slot().used.wait(timeout, ready)
     }
 
     /// Asks the device for no interrupts: a hint.
@@ -346,7 +419,7 @@ unsafe impl Send for State {}
 /// # Safety
 ///
 /// `token` is the `into_foreign()` of a `KBox<B>`, and nobody else has it.
-unsafe fn release<B: Buffer>(token: *mut ffi::c_void) {
+unsafe fn release<B: Lend>(token: *mut ffi::c_void) {
     // SAFETY: By the requirements of this function.
     drop(unsafe { KBox::<B>::from_foreign(token) });
 }
@@ -465,12 +538,13 @@ impl QueueSet {
     /// Called in hard interrupt context for the queue that the device knows as `number`.
     pub(super) fn interrupt(&self, number: ffi::c_uint) {
         if let Some(slot) = self.slots().find(|slot| slot.number == number) {
-            slot.used.wake();
             // Not the last reference: `delete` keeps one until this has returned.
             let handler = slot.state.lock().handler.clone();
             if let Some(handler) = handler {
                 handler.used();
             }
+            // After it: it may have what is waited for.
+            slot.used.wake();
         }
     }
 }

@@ -17,7 +17,7 @@ use kernel::{
 /// [`kernel::sync::CondVar`] has no uninterruptible wait with a time limit, which a driver needs:
 /// a signal for the task that happens to wait says nothing about the device.
 #[pin_data]
-pub(super) struct WaitQueue {
+pub(crate) struct WaitQueue {
     #[pin]
     head: Opaque<bindings::wait_queue_head>,
 }
@@ -28,7 +28,7 @@ unsafe impl Send for WaitQueue {}
 unsafe impl Sync for WaitQueue {}
 
 impl WaitQueue {
-    pub(super) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+    pub(crate) fn new(name: &'static CStr, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             head <- Opaque::ffi_init(|slot| {
                 // SAFETY: `slot` is valid for writes; the name and the key live for ever.
@@ -38,7 +38,7 @@ impl WaitQueue {
     }
 
     /// Wakes all waiters. Any context.
-    pub(super) fn wake(&self) {
+    pub(crate) fn wake(&self) {
         // SAFETY: `head` is initialised.
         unsafe { bindings::__wake_up(self.head.get(), bindings::TASK_NORMAL, 0, ptr::null_mut()) };
     }
@@ -47,7 +47,7 @@ impl WaitQueue {
     ///
     /// The wait is idle: it counts neither as load nor as a hung task, since it depends on the
     /// host. `ready` is called with the task marked as sleeping, so it must not sleep.
-    pub(super) fn wait<R>(
+    pub(crate) fn wait<R>(
         &self,
         timeout: Jiffies,
         mut ready: impl FnMut() -> Option<R>,

@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that a guest gives to its host in large pieces.
+//!
+//! A *block* is memory of `2^order` pages in one piece, as the page allocator has it. It is for a
+//! host that is told of pieces and not of pages: see [`Balloon`](super::balloon::Balloon) for
+//! those. Blocks cannot be migrated. So they are not taken from where only movable memory may be
+//! (`ZONE_MOVABLE`, CMA), and memory that has some cannot be unplugged. Compaction has nothing to
+//! gain from those of the size of a page block and above.
+//!
+//! 1. To inflate: fill a [`Blocks`] by [`allocate`](Blocks::allocate), lend it to the device, then
+//!    [`put`](Inflated::put) it where inflated blocks are kept.
+//! 2. To deflate: [`take`](Inflated::take) a block, which is free when it is dropped. One that is too
+//!    large is [split](Block::split) into pages for a [`Balloon`](super::balloon::Balloon).
+//!
+//! | C | here |
+//! | --- | --- |
+//! | `alloc_pages`, `__free_pages` | [`Blocks::allocate`], drop |
+//! | `split_page` | [`Block::split`] |
+//! | `adjust_managed_page_count` | [`Managed`] |
+//! | `NR_BALLOON_PAGES`, `BALLOON_INFLATE`, `BALLOON_DEFLATE` | [`Inflated`] |
+//!
+//! C headers: `include/linux/gfp.h`, `include/linux/mm.h`
+
+use super::balloon::{
+    Allocated,
+    Managed,
+    Pages, //
+};
+use crate::{
+    bindings,
+    virtio::{
+        Direction,
+        Lend, //
+    }, //
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    ffi,
+    new_spinlock,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::SpinLock, //
+};
+
+/// The order of the largest blocks that there are.
+pub const MAX_ORDER: u32 = bindings::ferrule_mm_FERRULE_MAX_PAGE_ORDER;
+
+const ORDERS: usize = MAX_ORDER as usize + 1;
+
+/// A block of memory. Dropping it frees it. Any context.
+///
+/// # Invariants
+///
+/// `page` is the first of `2^order` pages that were allocated in one piece, and are owned.
+pub struct Block {
+    page: NonNull<bindings::page>,
+    order: u32,
+}
+
+// SAFETY: Pages can be freed by any thread.
+unsafe impl Send for Block {}
+
+impl Block {
+    /// So many pages, as a power of two.
+    pub fn order(&self) -> u32 {
+        self.order
+    }
+
+    /// The page frame numbers of its pages, in guest pages.
+    pub fn pfns(&self) -> impl ExactSizeIterator<Item = u64> {
+        // SAFETY: By the type invariants the page is valid.
+        let first = unsafe { bindings::ferrule_page_to_pfn(self.page.as_ptr()) };
+        (0..1_u32 << self.order).map(move |page| first as u64 + u64::from(page))
+    }
+
+    fn into_raw(self) -> (NonNull<bindings::page>, u32) {
+        let this = ManuallyDrop::new(self);
+        (this.page, this.order)
+    }
+
+    /// Frees so many of its pages, at most all, and returns the others one by one.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] and nothing done when there is no room for them.
+    pub fn split(self, free: usize, rest: &mut Pages<Allocated>) -> Result {
+        let count = 1_usize << self.order;
+        let free = free.min(count);
+        if count - free > rest.capacity() - rest.len() {
+            return Err(ENOSPC);
+        }
+        let (page, order) = self.into_raw();
+        // SAFETY: By the type invariants these are pages in one piece, which we own.
+        unsafe { bindings::ferrule_split_block(page.as_ptr(), order) };
+        for nth in 0..count as u32 {
+            // SAFETY: One of those pages, with a reference of its own now.
+            let page = unsafe { bindings::ferrule_nth_page(page.as_ptr(), nth) };
+            if (nth as usize) < free {
+                // SAFETY: As above.
+                unsafe { bindings::ferrule_put_page(page) };
+            } else if let Some(page) = NonNull::new(page) {
+                rest.push(page);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::ferrule_free_block(self.page.as_ptr(), self.order) };
+    }
+}
+
+/// Some blocks on their way into a balloon. Dropping it frees them.
+///
+/// # Invariants
+///
+/// `parts` has room for as many as `blocks`.
+pub struct Blocks {
+    blocks: KVec<Block>,
+    parts: KVec<bindings::scatterlist>,
+}
+
+// SAFETY: The pages that `parts` points to can be used by any thread.
+unsafe impl Send for Blocks {}
+
+impl Blocks {
+    /// Makes room for `capacity` blocks. Nothing is allocated later but the blocks themselves.
+    pub fn with_capacity(capacity: usize) -> Result<Self> {
+        Ok(Self {
+            blocks: KVec::with_capacity(capacity, GFP_KERNEL)?,
+            parts: KVec::with_capacity(capacity, GFP_KERNEL)?,
+        })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Whether there is no room for another one.
+    pub fn is_full(&self) -> bool {
+        self.blocks.len() == self.blocks.capacity()
+    }
+
+    /// Allocates one block more, of memory that is free as it is: without reclaim or compaction, and
+    /// not out of the reserves. Any context but hard interrupts.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] when no block of this order is free, [`ENOSPC`] when there is no room.
+    pub fn allocate(&mut self, order: u32) -> Result {
+        if self.is_full() {
+            return Err(ENOSPC);
+        }
+        if order > MAX_ORDER {
+            return Err(EINVAL);
+        }
+        // SAFETY: Can be called in such a context.
+        let page = NonNull::new(unsafe { bindings::ferrule_alloc_block(order) }).ok_or(ENOMEM)?;
+        // INVARIANT: Just allocated.
+        let block = Block { page, order };
+        self.blocks.push_within_capacity(block).map_err(|_| ENOSPC)
+    }
+}
+
+// SAFETY: The list is made of blocks that are owned by the value, whose memory nobody touches.
+unsafe impl Lend for Blocks {
+    const DIRECTION: Direction = Direction::FromDevice;
+
+    fn lend<R>(
+        &mut self,
+        f: impl FnOnce(*mut bindings::scatterlist, ffi::c_uint) -> R,
+    ) -> Result<R> {
+        if self.blocks.is_empty() {
+            return Err(EINVAL);
+        }
+        let parts = self.parts.spare_capacity_mut();
+        let list = parts.as_mut_ptr().cast::<bindings::scatterlist>();
+        let count = self.blocks.len().min(parts.len());
+        // SAFETY: By the type invariants there is room for so many.
+        unsafe { bindings::sg_init_table(list, count as ffi::c_uint) };
+        for (nth, block) in self.blocks.iter().take(count).enumerate() {
+            // SAFETY: As above; the block is valid by its invariants.
+            unsafe {
+                bindings::ferrule_sg_set_block(list.add(nth), block.page.as_ptr(), block.order)
+            };
+        }
+        Ok(f(list, count as ffi::c_uint))
+    }
+
+    fn size(&mut self) -> usize {
+        self.blocks
+            .iter()
+            .map(|block| PAGE_SIZE << block.order)
+            .sum()
+    }
+}
+
+/// Blocks that are the host's for now. Dropping it frees them.
+#[pin_data(PinnedDrop)]
+pub struct Inflated {
+    is_managed: bool,
+    #[pin]
+    lists: SpinLock<Lists>,
+}
+
+/// # Invariants
+///
+/// For each order the first of some blocks, owned by the list. `page->private` of each is the next
+/// one's address, or 0. There are `counts` of them.
+struct Lists {
+    first: [Option<NonNull<bindings::page>>; ORDERS],
+    counts: [usize; ORDERS],
+}
+
+// SAFETY: The blocks are owned by the lists, and can be used by any thread.
+unsafe impl Send for Lists {}
+
+impl Lists {
+    fn push(&mut self, block: Block) {
+        let (page, order) = block.into_raw();
+        let order = order as usize;
+        let next = self.first[order].map_or(0, |next| next.as_ptr() as ffi::c_ulong);
+        // SAFETY: The page is valid, and `private` belongs to its owner.
+        unsafe { bindings::ferrule_set_page_private(page.as_ptr(), next) };
+        // INVARIANT: It is the first one now.
+        self.first[order] = Some(page);
+        self.counts[order] += 1;
+    }
+
+    fn pop(&mut self, order: usize) -> Option<Block> {
+        let page = self.first[order]?;
+        // SAFETY: By the type invariants the page is valid, and `private` what `push` made it.
+        let next = unsafe { bindings::ferrule_page_private(page.as_ptr()) };
+        // SAFETY: As above. Nobody expects it to be of any use.
+        unsafe { bindings::ferrule_set_page_private(page.as_ptr(), 0) };
+        // INVARIANT: The list begins with the next one.
+        self.first[order] = NonNull::new(next as *mut bindings::page);
+        self.counts[order] -= 1;
+        // INVARIANT: By the type invariants. The list does not own it any more.
+        Some(Block {
+            page,
+            order: order as u32,
+        })
+    }
+}
+
+impl Inflated {
+    /// Creates an initialiser of none.
+    pub fn new(managed: Managed) -> impl PinInit<Self> {
+        pin_init!(Self {
+            is_managed: managed == Managed::Removed,
+            // INVARIANT: They are empty.
+            lists <- new_spinlock!(Lists {
+                first: [None; ORDERS],
+                counts: [0; ORDERS],
+            }),
+        })
+    }
+
+    /// How many pages there are. Process context.
+    pub fn pages(&self) -> usize {
+        let counts = self.counts();
+        (0..).zip(counts).map(|(order, count)| count << order).sum()
+    }
+
+    /// How many blocks of each order. Process context.
+    pub fn counts(&self) -> [usize; ORDERS] {
+        self.lists.lock().counts
+    }
+
+    /// Puts all of `blocks` in: they are not the guest's any more. Process context.
+    pub fn put(&self, blocks: &mut Blocks) {
+        while let Some(block) = blocks.blocks.pop() {
+            // SAFETY: The block is valid by its invariants.
+            unsafe {
+                bindings::ferrule_block_inflated(block.page.as_ptr(), block.order, self.is_managed)
+            };
+            self.lists.lock().push(block);
+        }
+    }
+
+    /// Takes the largest block of at most this order out, if there is one. Process context.
+    pub fn take(&self, order: u32) -> Option<Block> {
+        self.take_first((0..=(order as usize).min(ORDERS - 1)).rev())
+    }
+
+    /// Takes the smallest block out, if there is one. Process context.
+    pub fn take_smallest(&self) -> Option<Block> {
+        self.take_first(0..ORDERS)
+    }
+
+    fn take_first(&self, mut orders: impl Iterator<Item = usize>) -> Option<Block> {
+        let block = {
+            let mut lists = self.lists.lock();
+            orders.find_map(|order| lists.pop(order))?
+        };
+        // SAFETY: The block is valid by its invariants, and was counted by `put`.
+        unsafe {
+            bindings::ferrule_block_deflated(block.page.as_ptr(), block.order, self.is_managed)
+        };
+        Some(block)
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Inflated {
+    fn drop(self: Pin<&mut Self>) {
+        while self.take_smallest().is_some() {}
+    }
+}
+
+#[kernel::macros::kunit_tests(ferrule_mm_blocks)]
+mod tests {
+    use super::*;
+    use crate::mm::vmstat;
+
+    #[test]
+    fn blocks_in_the_balloon_are_not_the_guests() -> Result {
+        let inflated = KBox::pin_init(Inflated::new(Managed::Removed), GFP_KERNEL)?;
+        let before = vmstat::memory().total;
+        let mut blocks = Blocks::with_capacity(4)?;
+        for order in [0, 2, 3, 2] {
+            blocks.allocate(order)?;
+        }
+        assert!(blocks.is_full());
+        assert!(matches!(blocks.allocate(0), Err(error) if error == ENOSPC));
+        assert_eq!(blocks.size(), 17 * PAGE_SIZE);
+        assert_eq!(blocks.lend(|_, count| count)?, 4);
+        inflated.put(&mut blocks);
+        assert!(blocks.is_empty());
+        assert_eq!(inflated.pages(), 17);
+        assert_eq!(vmstat::memory().total, before - 17 * PAGE_SIZE as u64);
+
+        // The largest that is not too large.
+        assert_eq!(inflated.take(2).map(|block| block.order()), Some(2));
+        assert_eq!(inflated.take(MAX_ORDER).map(|block| block.order()), Some(3));
+        assert_eq!(inflated.take_smallest().map(|block| block.order()), Some(0));
+        assert!(inflated.take(1).is_none());
+        assert_eq!(inflated.pages(), 4);
+        assert_eq!(vmstat::memory().total, before - 4 * PAGE_SIZE as u64);
+        drop(inflated);
+        assert_eq!(vmstat::memory().total, before);
+        Ok(())
+    }
+
+    #[test]
+    fn a_block_is_split_into_its_pages() -> Result {
+        let inflated = KBox::pin_init(Inflated::new(Managed::Counted), GFP_KERNEL)?;
+        let mut blocks = Blocks::with_capacity(2)?;
+        blocks.allocate(3)?;
+        blocks.allocate(3)?;
+        inflated.put(&mut blocks);
+        let block = inflated.take(3).ok_or(EINVAL)?;
+        let pfns = block.pfns();
+        assert_eq!(pfns.len(), 8);
+        let mut rest = Pages::with_capacity(8)?;
+        block.split(3, &mut rest)?;
+        assert!(rest.pfns().eq(pfns.skip(3)));
+        // There is no room for eight more.
+        let block = inflated.take(3).ok_or(EINVAL)?;
+        assert!(matches!(block.split(0, &mut rest), Err(error) if error == ENOSPC));
+        assert_eq!(rest.len(), 5);
+        Ok(())
+    }
+}
