@@ -50,6 +50,8 @@ pub(crate) const WAKE_REPORT: u32 = 1 << 1;
 const NUM_PAGES: Field<u32> = Field::new(0);
 /// How many units are in the balloon.
 const ACTUAL: Field<u32> = Field::new(4);
+/// What free memory is filled with, and has to be when it comes back from the host.
+const POISON_VAL: Field<u32> = Field::new(12);
 
 /// How often a wait for the host looks whether there is still a device and a use in waiting.
 const STEP: Delta = Delta::from_millis(100);
@@ -148,6 +150,11 @@ impl Host {
         self.is_leaving.store(true, Relaxed);
     }
 
+    /// Is the device about to be reset?
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Relaxed)
+    }
+
     /// Calls a function while no page gets in or out of the balloon by anybody else.
     pub(crate) fn with_channel<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
         f(&mut self.channel.lock())
@@ -156,6 +163,11 @@ impl Host {
     /// How large the host wants the balloon, in guest pages.
     pub(crate) fn target_pages(&self) -> Result<u64> {
         Ok(self.units.target_pages(self.config.read(NUM_PAGES)?))
+    }
+
+    /// Tells the host what free memory is filled with.
+    pub(crate) fn set_poison(&self, byte: u8) -> Result {
+        self.config.write(POISON_VAL, u32::from_le_bytes([byte; 4]))
     }
 
     /// Tells the host how large the balloon is.
@@ -211,18 +223,33 @@ impl Host {
         }
         queue.kick().map_err(Untold::Unanswered)?;
 
+        let what = match way {
+            Way::Inflate => "inflate",
+            Way::Deflate => "deflate",
+        };
+        let used = self.answer(what, |timeout| queue.wait(timeout))?;
+        channel.message = Some(used.buffer);
+        Ok(())
+    }
+
+    /// Waits for the host to answer, for as long as that takes, or not very long when the device is
+    /// about to be reset.
+    pub(crate) fn answer<R>(
+        &self,
+        what: &str,
+        mut wait: impl FnMut(Delta) -> Result<Option<R>>,
+    ) -> Result<R, Untold> {
         let mut steps = 0u32;
         loop {
-            if let Some(used) = queue.wait(STEP).map_err(Untold::Unanswered)? {
-                channel.message = Some(used.buffer);
-                return Ok(());
+            if let Some(answer) = wait(STEP).map_err(Untold::Unanswered)? {
+                return Ok(answer);
             }
             steps = steps.saturating_add(1);
-            if self.is_leaving.load(Relaxed) && steps >= LEAVE_STEPS {
+            if self.is_leaving() && steps >= LEAVE_STEPS {
                 return Err(Untold::Unanswered(ETIMEDOUT));
             }
             if steps == SLOW_STEPS {
-                dev_warn!(&*self.dev, "the host is slow to answer ({way:?})\n");
+                dev_warn!(&*self.dev, "the host is slow to answer ({what})\n");
             }
         }
     }

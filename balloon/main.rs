@@ -11,6 +11,8 @@
 //! See Documentation/balloon.rst.
 
 #[deny(unsafe_code)]
+mod discard;
+#[deny(unsafe_code)]
 mod driver;
 #[deny(unsafe_code)]
 mod host;

@@ -92,3 +92,17 @@ pub(crate) fn room_pages(available: u64, total: u64, page_shift: u32) -> u64 {
     };
     available.saturating_sub(reserve) >> page_shift
 }
+
+/// The order of the smallest block: what is taken in smaller pieces is taken by the page, which can
+/// be migrated.
+pub(crate) const MIN_ORDER: u32 = 4;
+
+/// The largest order of a block that is not more than so many pages, if there is one that is not too
+/// small.
+pub(crate) const fn block_order(pages: usize, max_order: u32) -> Option<u32> {
+    if pages >> MIN_ORDER == 0 {
+        return None;
+    }
+    let order = pages.ilog2();
+    Some(if order < max_order { order } else { max_order })
+}

@@ -13,7 +13,7 @@ mod plan;
 mod tests {
     use super::{
         message::{Message, Pfns, Stats, STATS},
-        plan::{next_step, room_pages, Step, Units, BATCH_UNITS, RESERVE},
+        plan::{block_order, next_step, room_pages, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE},
     };
     use proptest::prelude::*;
 
@@ -29,6 +29,17 @@ mod tests {
             units.of_page(0x12345).unwrap().collect::<Vec<_>>(),
             [0x12345]
         );
+    }
+
+    #[test]
+    fn blocks_are_neither_too_large_nor_too_small() {
+        let least = 1 << MIN_ORDER;
+        assert_eq!(block_order(0, 10), None);
+        assert_eq!(block_order(least - 1, 10), None);
+        assert_eq!(block_order(least, 10), Some(MIN_ORDER));
+        assert_eq!(block_order(1023, 10), Some(9));
+        assert_eq!(block_order(1024, 10), Some(10));
+        assert_eq!(block_order(usize::MAX, 10), Some(10));
     }
 
     #[test]
