@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest with a balloon device, and what to do with it from both sides."""
+
+import time
+
+import vm
+
+MIB = 1 << 20
+# The guest's memory, which QEMU also reports as the size of an empty balloon.
+MEMORY = 1024
+# No device, and no driver.
+NONE, UNBOUND = "no device", "no driver"
+DEVICE = (
+    "-device pcie-root-port,id=port0,chassis=7 -device virtio-balloon-pci,id=balloon0,bus=port0"
+)
+# Pages of the guest that may be somewhere else than before, for reasons of its own, in MiB.
+SLACK = 24
+
+
+class Balloon:
+    """A guest with a balloon device, seen from both sides."""
+
+    def __init__(self, guest: vm.Guest):
+        self.guest = guest
+        self.sh("rmmod virtio_balloon 2>/dev/null; true")
+        self.load()
+        assert self.driver() == "virtio_balloon_rs"
+        self.total = self.counters()["MemTotal"]
+
+    def sh(self, script: str, timeout: float = 60) -> str:
+        """Run a script in the guest."""
+        return self.guest.check(script, timeout).strip()
+
+    def qmp(self, command: str, **arguments):
+        """Run a QMP command."""
+        return self.guest.qmp.execute(command, **arguments)
+
+    def actual(self) -> int:
+        """What is left to the guest, as the host knows, in bytes."""
+        return self.qmp("query-balloon")["actual"]
+
+    def ask(self, mib: int) -> None:
+        """Ask for a size."""
+        self.qmp("balloon", value=mib * MIB)
+
+    def resize(self, mib: int, timeout: float = 60) -> None:
+        """Ask for a size and wait until it is there, to the byte."""
+        self.ask(mib)
+        self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
+
+    @staticmethod
+    def wait_for(condition, timeout: float, what: str) -> None:
+        """Wait until a condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
+            time.sleep(0.05)
+
+    def counters(self) -> dict[str, int]:
+        """/proc/meminfo, in KiB, and /proc/vmstat, up to date."""
+        lines = self.sh(
+            'echo >/proc/sys/vm/stat_refresh;echo "$(</proc/vmstat)"; echo "$(</proc/meminfo)"'
+        ).splitlines()
+        return {line.split()[0].rstrip(":"): int(line.split()[1]) for line in lines}
+
+    def pages(self) -> int:
+        """How many pages the guest counts in balloons."""
+        return self.counters()["nr_balloon_pages"]
+
+    def bound(self) -> tuple[str, str]:
+        """The guest's name of the device, and of the driver that it is bound to."""
+        # Builtins only: starting a process takes a guest a second on a busy host.
+        words = self.sh(
+            "for d in /sys/bus/virtio/devices/*; do"
+            " [ $(<$d/device) = 0x0005 ] || continue;"
+            " echo ${d##*/};"
+            " for l in /sys/bus/virtio/drivers/*/${d##*/}; do"
+            "  [ ! -e $l ] || { l=${l%/*}; echo ${l##*/}; }; done; done"
+        ).split()
+        return (*words, UNBOUND)[0:2] if words else (NONE, UNBOUND)
+
+    def device(self) -> str:
+        """The guest's name of the device."""
+        return self.bound()[0]
+
+    def driver(self) -> str:
+        """The driver that the device is bound to."""
+        return self.bound()[1]
+
+    def log(self) -> str:
+        """The guest's kernel log."""
+        return self.sh("dmesg")
+
+    def assert_as_before(self) -> None:
+        """The guest has all its memory, none of it in a balloon."""
+        counters = self.counters()
+        assert counters["nr_balloon_pages"] == 0
+        assert counters["MemTotal"] == self.total
+
+    def wait_until_free(self, free: int) -> None:
+        """What was freed counts as free once the processors' own lists of pages are drained."""
+        self.wait_for(
+            lambda: abs(self.counters()["MemFree"] - free) < SLACK * 1024, 30, "free memory"
+        )
+
+    def is_plugged(self) -> bool:
+        """Whether the emulator has the device."""
+        devices = self.qmp("qom-list", path="/machine/peripheral")
+        return "balloon0" in [device["name"] for device in devices]
+
+    def plug(self) -> None:
+        """Plug the device in, and wait for the driver."""
+        self.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="port0")
+        self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 60, "plug and bind")
+
+    def reload(self) -> None:
+        """Unload the driver and load it again."""
+        self.sh("rmmod virtio_balloon_rs")
+        self.load()
+
+    def load(self) -> None:
+        """Load the driver."""
+        self.sh('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
