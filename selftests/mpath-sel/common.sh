@@ -146,6 +146,23 @@ message() {
 	dmsetup message "$MAP" 0 "$@"
 }
 
+# private_modules: what modprobe finds when the kernel calls it: this module and the C selector, as
+# `make install` would leave them.
+private_modules() {
+	local root=/run/fsel-root modules
+	modules=$root/lib/modules/$(uname -r)
+	mkdir -p "$modules/updates" "$root/config" || return
+	at_exit "rm -rf $root"
+	find "$FERRULE_MODULES" -name "$MODULE.ko" -exec cp {} "$modules/updates/" \; -quit
+	find "/lib/modules/$(uname -r)/" -name 'dm-round-robin.ko*' -exec cp {} "$modules/" \; -quit
+	depmod -b "$root" 2>/dev/null
+	printf '#!/bin/sh\nexec modprobe -d %s -C %s/config "$@"\n' "$root" "$root" \
+		>"$root/modprobe"
+	chmod +x "$root/modprobe"
+	at_exit "echo '$(cat /proc/sys/kernel/modprobe)' >/proc/sys/kernel/modprobe"
+	echo "$root/modprobe" >/proc/sys/kernel/modprobe
+}
+
 # start_verify: fio writes blocks of all sizes and reads them back, over and over, in background,
 # until finish_verify.
 start_verify() {

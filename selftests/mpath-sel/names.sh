@@ -96,23 +96,6 @@ loads_and_unloads_50_times() {
 	done
 }
 
-# private_modules: what modprobe finds when the kernel calls it: this module and the C selector, as
-# `make install` would leave them.
-private_modules() {
-	local root=/run/fsel-root modules
-	modules=$root/lib/modules/$(uname -r)
-	mkdir -p "$modules/updates" "$root/config" || return
-	at_exit "rm -rf $root"
-	find "$FERRULE_MODULES" -name "$MODULE.ko" -exec cp {} "$modules/updates/" \; -quit
-	find "/lib/modules/$(uname -r)/" -name 'dm-round-robin.ko*' -exec cp {} "$modules/" \; -quit
-	depmod -b "$root" 2>/dev/null
-	printf '#!/bin/sh\nexec modprobe -d %s -C %s/config "$@"\n' "$root" "$root" \
-		>"$root/modprobe"
-	chmod +x "$root/modprobe"
-	at_exit "echo '$(cat /proc/sys/kernel/modprobe)' >/proc/sys/kernel/modprobe"
-	echo "$root/modprobe" >/proc/sys/kernel/modprobe
-}
-
 device_mapper_loads_it_by_name() {
 	[ -n "$FERRULE_MODULES" ] || skip "FERRULE_MODULES does not say where the modules are"
 	at_exit remove_selectors
