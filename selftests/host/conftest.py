@@ -15,14 +15,14 @@ import vm  # noqa: E402
 vm.kill_guests_on_signal()
 
 
-@pytest.fixture(name="boot")
-def boot_fixture(request):
+@contextlib.contextmanager
+def guests_of(name):
     """boot(**options): start a guest, with QMP as guest.qmp. Its kernel log must be clean after."""
     with contextlib.ExitStack() as stack:
         guests = []
 
         def boot(**options):
-            log = ROOT / "out" / "check" / f"host-{request.node.name}-{len(guests) + 1}.log"
+            log = ROOT / "out" / "check" / f"host-{name}-{len(guests) + 1}.log"
             guest = stack.enter_context(vm.Guest(vm.Options(qmp=True, log=log, **options)))
             guests.append(guest)
             return guest
@@ -30,3 +30,17 @@ def boot_fixture(request):
         yield boot
         wrong = [line for guest in guests for line in guest.check_log()]
     assert not wrong, wrong
+
+
+@pytest.fixture(name="boot")
+def boot_fixture(request):
+    """Guests of a test's own."""
+    with guests_of(request.node.name) as boot:
+        yield boot
+
+
+@pytest.fixture(name="boot_for_module", scope="module")
+def boot_for_module_fixture(request):
+    """Guests for all tests of a file."""
+    with guests_of(pathlib.Path(request.node.name).stem) as boot:
+        yield boot
