@@ -95,7 +95,8 @@ multipathd_has_it_loaded() {
 	at_exit both_are_unloaded
 	private_modules || return
 	use_map 'path_selector "round-robin-rs 0"' || return
-	dmsetup table "$MAP" | grep -q " round-robin-rs 0 $HOSTS 1 " || fail "$(dmsetup table "$MAP")"
+	dmsetup table "$MAP" | grep -q " round-robin-rs 0 $HOSTS 1 " ||
+		fail "$(dmsetup table "$MAP")"
 	module_is_loaded "$MODULE" || fail "not loaded"
 	remove_map
 	both_are_unloaded
