@@ -154,7 +154,7 @@ who_must_not_wait_is_told_so_and_not_charged() {
 	make_disk d
 	make_qos q d
 	check "without limits they pass" [ "$(nowait 10)" = 0 ]
-	dmsetup message q 0 set read_bps 64 burst_ms 0
+	dmsetup message q 0 set read_bps 512 burst_ms 0
 	dmsetup message q 0 reset
 	# One read of 4 KiB takes 8 s.
 	check "one passes, the others do not" [ "$(nowait 50)" = 49 ]
