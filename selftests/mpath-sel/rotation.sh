@@ -72,28 +72,6 @@ all_cpus_share_out_evenly() {
 	check_within "both paths" $((SPLIT[0] + SPLIT[1])) $((200 * cpus)) $((200 * cpus + 2))
 }
 
-cpus_come_and_go() {
-	local online=/sys/devices/system/cpu/cpu1/online i reader
-	[ -e "$online" ] || skip "there is no CPU that could go"
-	use_paths 2
-	at_exit "echo 1 >$online"
-	echo 0 >"$online" || return
-	# Made while the CPU is away.
-	create_map "$(table "$BIO" "$(group round-robin-rs 3 1)")" || return
-	echo 1 >"$online" || return
-	split_of taskset -c 1 dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=400 iflag=direct \
-		status=none || return
-	check_split "on a CPU that came" 300 100
-	dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=2000 iflag=direct status=none &
-	reader=$!
-	for i in 1 2; do
-		echo 0 >"$online" && echo 1 >"$online" || return
-	done
-	check "no read failed" wait "$reader"
-	split_of read_blocks 400 || return
-	check_split "afterwards" 300 100
-}
-
 requests_are_split_by_weight() {
 	local PATH_SECTORS
 	modprobe null_blk nr_devices=3 gb=1 queue_mode=2 irqmode=0 || return
@@ -183,7 +161,7 @@ with_queueing_io_waits_for_a_path() {
 
 set_up 4 && load_selectors || exit
 run_cases ios_are_split_evenly ios_are_split_evenly_without_arguments ios_are_split_by_weight \
-	turns_of_a_heavy_path_are_spread_out all_cpus_share_out_evenly cpus_come_and_go \
+	turns_of_a_heavy_path_are_spread_out all_cpus_share_out_evenly \
 	requests_are_split_by_weight failed_paths_get_nothing_and_the_others_share \
 	failing_and_reinstating_twice_is_harmless a_group_without_paths_hands_over_to_the_next \
 	without_queueing_io_fails_when_all_paths_are_down with_queueing_io_waits_for_a_path
