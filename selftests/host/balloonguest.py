@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A guest with a balloon device, and what to do with it from both sides."""
 
+import contextlib
 import time
 
 import vm
@@ -121,3 +122,10 @@ class Balloon:
     def load(self) -> None:
         """Load the driver."""
         self.sh('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+
+
+@contextlib.contextmanager
+def driven(guest: vm.Guest):
+    """The guest's balloon, with our driver, which has to unload in the end."""
+    yield Balloon(guest)
+    guest.check("rmmod virtio_balloon_rs")

@@ -11,6 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import vm  # noqa: E402
+from balloonguest import MEMORY  # noqa: E402
 
 vm.kill_guests_on_signal()
 
@@ -44,3 +45,13 @@ def boot_for_module_fixture(request):
     """Guests for all tests of a file."""
     with guests_of(pathlib.Path(request.node.name).stem) as boot:
         yield boot
+
+
+@pytest.fixture(name="balloon")
+def balloon_fixture(guest):
+    """The balloon of a file's guest, driven by us and empty."""
+    assert guest.driver() == "virtio_balloon_rs"
+    guest.resize(MEMORY)
+    yield guest
+    guest.resize(MEMORY)
+    guest.assert_as_before()

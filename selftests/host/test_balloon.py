@@ -6,30 +6,14 @@ import re
 import time
 
 import pytest
-import vm
-from balloonguest import DEVICE, MEMORY, MIB, SLACK, UNBOUND, Balloon
+from balloonguest import DEVICE, MEMORY, MIB, SLACK, UNBOUND, driven
 
 
 @pytest.fixture(name="guest", scope="module")
-def guest_fixture():
+def guest_fixture(boot_for_module):
     """One guest for this file; each test leaves it as it found it."""
-    log = vm.ROOT / "out" / "check" / "host-balloon.log"
-    options = vm.Options(memory=f"{MEMORY}M", qmp=True, qemu_opts=[DEVICE], log=log)
-    with vm.Guest(options) as guest:
-        yield Balloon(guest)
-        guest.check("rmmod virtio_balloon_rs")
-        wrong = guest.check_log()
-    assert not wrong, wrong
-
-
-@pytest.fixture(name="balloon")
-def balloon_fixture(guest):
-    """The guest's balloon, driven by us and empty."""
-    assert guest.driver() == "virtio_balloon_rs"
-    guest.resize(MEMORY)
-    yield guest
-    guest.resize(MEMORY)
-    guest.assert_as_before()
+    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=[DEVICE])) as balloon:
+        yield balloon
 
 
 def test_reaches_each_size_exactly_and_returns_all_memory(balloon):

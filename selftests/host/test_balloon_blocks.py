@@ -5,31 +5,15 @@ import random
 import time
 
 import pytest
-import vm
-from balloonguest import DEVICE, MEMORY, MIB, Balloon
+from balloonguest import DEVICE, MEMORY, MIB, driven
 
 
 @pytest.fixture(name="guest", scope="module")
-def guest_fixture():
+def guest_fixture(boot_for_module):
     """One guest for this file; each test leaves it as it found it."""
-    log = vm.ROOT / "out" / "check" / "host-balloon-blocks.log"
-    device = f"{DEVICE},free-page-reporting=on"
-    options = vm.Options(memory=f"{MEMORY}M", qmp=True, qemu_opts=[device], udev=False, log=log)
-    with vm.Guest(options) as guest:
-        yield Balloon(guest)
-        guest.check("rmmod virtio_balloon_rs")
-        wrong = guest.check_log()
-    assert not wrong, wrong
-
-
-@pytest.fixture(name="balloon")
-def balloon_fixture(guest):
-    """The guest's balloon, driven by us and empty."""
-    assert guest.driver() == "virtio_balloon_rs"
-    guest.resize(MEMORY)
-    yield guest
-    guest.resize(MEMORY)
-    guest.assert_as_before()
+    options = [f"{DEVICE},free-page-reporting=on"]
+    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
+        yield balloon
 
 
 def use(balloon, mib):
