@@ -108,7 +108,7 @@ impl Discards {
             .add(blocks)
             .map_err(|refused| Untold::Unsent(refused.error))?;
         queue.kick().map_err(Untold::Unanswered)?;
-        self.host.answer("discard", |timeout| {
+        self.host.answer("discard", false, |timeout| {
             queue
                 .wait_until(timeout, || match self.collect(&queue) {
                     Ok(()) => self.returned.lock().take().map(Ok),

@@ -5,79 +5,59 @@
 use crate::{
     discard::{
         Discarded,
-        Discards,
-        Lent, //
+        Discards, //
     },
+    hint::Hinting,
     host::{
         Host,
-        Migrator,
-        Way,
         WAKE_RESIZE, //
     },
+    module_parameters,
     plan::{
-        block_order,
-        next_step,
-        room_pages,
-        Step,
-        Units,
-        MIN_ORDER, //
+        Plan,
+        Units, //
+    },
+    progress::{
+        files,
+        Files, //
+    },
+    resize::{
+        Giver,
+        Resize, //
     },
     stats::{
         Report,
         Requested, //
     }, //
 };
-use core::cmp::min;
 use ferrule::{
     mm::{
-        balloon::{
-            Allocated,
-            Balloon,
-            Deflated,
-            Managed,
-            Pages, //
-        },
-        blocks::{
-            self,
-            Blocks,
-            Inflated, //
-        },
+        balloon::Managed,
+        oom,
         reporting::{
+            self,
             on_free,
-            OnFree,
-            Registration, //
-        },
-        vmstat, //
+            OnFree, //
+        }, //
     },
     new_owned_work,
     virtio::{
         self,
-        Either,
         Notify,
         QueueInfo,
         TransportFeature, //
     },
     virtio_features,
-    work::{
-        OwnedWork,
-        Run, //
-    }, //
+    work::OwnedWork, //
 };
 use kernel::{
     device::Core,
     new_mutex,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         Arc,
         Mutex, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
     },
     workqueue::system_freezable, //
 };
@@ -89,6 +69,10 @@ virtio_features! {
         MustTellHost = 0,
         /// There is a queue for statistics.
         Stats = 1,
+        /// The guest may take pages back when it needs them.
+        DeflateOnOom = 2,
+        /// There is a queue for memory that the host need not copy while it migrates the guest.
+        FreePageHint = 3,
         /// The host cares what free memory is filled with.
         PagePoison = 4,
         /// There is a queue for memory that the host may discard.
@@ -105,13 +89,23 @@ pub(crate) struct Data {
     resize: Arc<OwnedWork<Resize>>,
     report: Option<Arc<OwnedWork<Report>>>,
     discards: Option<Arc<Discards>>,
+    hinting: Option<Hinting>,
     /// What free memory is filled with, if the host is to know.
     poison: Option<u8>,
     /// Sleeps; only to put something in and to take it out.
-    reporting: Pin<KBox<Mutex<Option<Reporting>>>>,
+    hooks: Pin<KBox<Mutex<Hooks>>>,
 }
 
-type Reporting = Pin<KBox<Registration<Discards>>>;
+/// What others call the driver by.
+#[derive(Default)]
+struct Hooks {
+    reporting: Option<Pin<KBox<reporting::Registration<Discards>>>>,
+    oom: Option<Pin<KBox<oom::Registration<Giver>>>>,
+    files: Option<Files>,
+}
+
+/// When it is asked for memory, among others (`VIRTIO_BALLOON_OOM_NOTIFY_PRIORITY`).
+const OOM_PRIORITY: i32 = 80;
 
 #[vtable]
 impl virtio::Driver for Driver {
@@ -144,12 +138,16 @@ impl virtio::Driver for Driver {
         data.stop();
         data.empty(dev);
         // Without a queue nobody waits for the host any more.
-        drop(data.reporting.lock().take());
+        drop(data.hooks.lock().reporting.take());
     }
 
     fn config_changed(data: Pin<&Data>) {
+        data.host.set_changed();
         data.host.wakeup.raise(WAKE_RESIZE);
         data.resize.enqueue(system_freezable());
+        if let Some(hinting) = &data.hinting {
+            hinting.changed();
+        }
     }
 
     fn freeze(dev: &virtio::Device<Core<'_>>, data: Pin<&Data>) -> Result {
@@ -193,6 +191,11 @@ impl Data {
         } else {
             None
         };
+        let hinting = if features.has(Feature::FreePageHint) {
+            Some(Hinting::new(host.clone(), dev.byte_order())?)
+        } else {
+            None
+        };
         let poison = match on_free() {
             OnFree::Fills(byte) if features.has(Feature::PagePoison) => Some(byte),
             _ => None,
@@ -200,22 +203,42 @@ impl Data {
         // A host that fills memory when it comes back does not discard it. One that has to be told
         // before a page is used again has to be told of each, as it was of none.
         let takes_blocks = poison.unwrap_or(0) == 0 && !features.has(Feature::MustTellHost);
-        let resize = Resize::new(host.clone(), discards.clone().filter(|_| takes_blocks))?;
+        let may_shrink = features.has(Feature::DeflateOnOom);
+        let resize = Resize::new(
+            host.clone(),
+            discards.clone().filter(|_| takes_blocks),
+            hinting.as_ref().map(Hinting::hints),
+            // What comes back when it is needed is still the guest's.
+            if may_shrink {
+                Managed::Counted
+            } else {
+                Managed::Removed
+            },
+            Plan::new(module_parameters::min_available_mb.value(), may_shrink),
+        )?;
         let data = Self {
             host,
             resize: Arc::pin_init(new_owned_work!(resize, "balloon_resize"), GFP_KERNEL)?,
             report,
             discards,
+            hinting,
             poison,
-            reporting: KBox::pin_init(new_mutex!(None, "balloon_reporting"), GFP_KERNEL)?,
+            hooks: KBox::pin_init(new_mutex!(Hooks::default(), "balloon_hooks"), GFP_KERNEL)?,
         };
-        data.start(dev)?;
-        data.start_reporting(dev)?;
+        data.start(dev)
+            .and_then(|()| data.hook(dev))
+            .inspect_err(|_| {
+                data.stop();
+                // The host is not to use what may be in the balloon already.
+                dev.delete_vqs();
+            })?;
         dev_info!(
             dev.as_ref(),
-            "memory balloon (must-tell-host={}, stats={}, page-poison={}, reporting={})\n",
+            "memory balloon (must-tell-host={}, stats={}, deflate-on-oom={}, hints={}, page-poison={}, reporting={})\n",
             has(Feature::MustTellHost),
             has(Feature::Stats),
+            has(Feature::DeflateOnOom),
+            has(Feature::FreePageHint),
             has(Feature::PagePoison),
             has(Feature::Reporting),
         );
@@ -236,13 +259,18 @@ impl Data {
             Some(QueueInfo::new(c"inflate", Notify::Waiters)),
             Some(QueueInfo::new(c"deflate", Notify::Waiters)),
             stats.transpose()?,
-            // That of FREE_PAGE_HINT.
-            None,
+            // It is only waited for, in a round of hints.
+            self.hinting
+                .as_ref()
+                .map(|_| QueueInfo::new(c"free_page_hint", Notify::Waiters)),
             reporting.transpose()?,
         ])?;
         self.host.connect(queues.take(0)?, queues.take(1)?)?;
         if let Some(discards) = &self.discards {
             discards.connect(queues.take(4)?)?;
+        }
+        if let Some(hinting) = &self.hinting {
+            hinting.connect(queues.take(3)?)?;
         }
         if let Some(poison) = self.poison {
             self.host.set_poison(poison)?;
@@ -253,32 +281,46 @@ impl Data {
         }
         self.resize.connect()?;
         self.resize.enqueue(system_freezable());
+        if let Some(hinting) = &self.hinting {
+            hinting.changed();
+        }
         Ok(())
     }
 
-    /// Has memory management report what is free.
-    fn start_reporting(&self, dev: &virtio::Device<Core<'_>>) -> Result {
-        let Some(discards) = &self.discards else {
-            return Ok(());
-        };
-        let registration = Registration::new(discards.clone(), discards.capacity());
-        match KBox::pin_init(registration, GFP_KERNEL) {
-            Ok(registration) => *self.reporting.lock() = Some(registration),
-            // The balloon does not need it.
-            Err(error) if error == EBUSY => {
-                dev_info!(dev.as_ref(), "free pages are reported by another driver\n");
+    /// Gives others what they call the driver by.
+    fn hook(&self, dev: &virtio::Device<Core<'_>>) -> Result {
+        let mut hooks = self.hooks.lock();
+        if let Some(discards) = &self.discards {
+            let registration = reporting::Registration::new(discards.clone(), discards.capacity());
+            match KBox::pin_init(registration, GFP_KERNEL) {
+                Ok(registration) => hooks.reporting = Some(registration),
+                // The balloon does not need it.
+                Err(error) if error == EBUSY => {
+                    dev_info!(dev.as_ref(), "free pages are reported by another driver\n");
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
+        if self.resize.gives_back() {
+            let giver = Arc::new(Giver(self.resize.clone()), GFP_KERNEL)?;
+            let registration = oom::Registration::new(giver, OOM_PRIORITY);
+            hooks.oom = Some(KBox::pin_init(registration, GFP_KERNEL)?);
+        }
+        hooks.files = files(dev, &self.resize)?;
         Ok(())
     }
 
     /// Stops all work for good.
     fn stop(&self) {
         self.host.leave();
+        let oom = self.hooks.lock().oom.take();
+        drop(oom);
         self.resize.disable();
         if let Some(report) = &self.report {
             report.disable();
+        }
+        if let Some(hinting) = &self.hinting {
+            hinting.disable();
         }
         self.host.wakeup.clear();
     }
@@ -286,14 +328,7 @@ impl Data {
     /// Takes everything out of the balloon, with the host's help as far as that goes, and deletes
     /// the queues.
     fn empty(&self, dev: &virtio::Device<Core<'_>>) {
-        let told = loop {
-            match self.resize.deflate(usize::MAX) {
-                Ok(0) => break Ok(()),
-                Ok(_) => {}
-                Err(error) => break Err(error),
-            }
-        };
-        if told.is_err() {
+        if self.resize.empty().is_err() {
             dev_warn!(
                 dev.as_ref(),
                 "the host does not take part: resetting the device with {} pages in the balloon\n",
@@ -301,276 +336,12 @@ impl Data {
             );
         }
         // Gone devices do not care.
-        let _ = self.host.set_actual(self.resize.size());
+        let _ = self.resize.tell_size();
         dev.delete_vqs();
         // Nothing that the host was sent can take effect any more.
         self.resize.release();
-    }
-}
-
-/// Work that moves the balloon by one batch towards the size that the host wants, and enqueues
-/// itself until it is there.
-#[pin_data]
-struct Resize {
-    host: Arc<Host>,
-    /// For blocks, if the host takes any.
-    discards: Option<Arc<Discards>>,
-    /// Single pages.
-    #[pin]
-    balloon: Balloon<Migrator>,
-    #[pin]
-    blocks: Inflated,
-    /// Sleeps; held while the balloon moves. The host's channel is locked with it.
-    #[pin]
-    moving: Mutex<Moving>,
-}
-
-/// What moves.
-struct Moving {
-    incoming: Pages<Allocated>,
-    outgoing: Pages<Deflated>,
-    /// Blocks on their way in, empty but for then. With the host while it discards them, and for ever
-    /// if it does not answer.
-    message: Option<KBox<Lent>>,
-    /// For the pages of a block of which some are wanted back.
-    rest: Pages<Allocated>,
-    // There was nothing to be had last time, and the log says so.
-    is_starved: bool,
-}
-
-impl Resize {
-    fn new(host: Arc<Host>, discards: Option<Arc<Discards>>) -> Result<impl PinInit<Self>> {
-        let batch = host.units.batch_pages();
-        let rest = if discards.is_some() {
-            1 << blocks::MAX_ORDER
-        } else {
-            0
-        };
-        let moving = Moving {
-            incoming: Pages::with_capacity(batch)?,
-            outgoing: Pages::with_capacity(batch)?,
-            message: None,
-            rest: Pages::with_capacity(rest)?,
-            is_starved: false,
-        };
-        Ok(pin_init!(Self {
-            balloon <- Balloon::new(Migrator(host.clone()), Managed::Removed),
-            blocks <- Inflated::new(Managed::Removed),
-            moving <- new_mutex!(moving, "balloon_moving"),
-            discards,
-            host,
-        }))
-    }
-
-    /// Makes ready for the queues, after probe and after each restore.
-    fn connect(&self) -> Result {
-        let Some(discards) = &self.discards else {
-            return Ok(());
-        };
-        let message = match discards.capacity() {
-            0 => None,
-            capacity => Some(KBox::new(
-                Either::First(Blocks::with_capacity(capacity)?),
-                GFP_KERNEL,
-            )?),
-        };
-        self.moving.lock().message = message;
-        Ok(())
-    }
-
-    /// How many pages are in the balloon.
-    fn size(&self) -> usize {
-        self.balloon.len() + self.blocks.pages()
-    }
-
-    /// How many pages may go in or out by one step.
-    fn batch_pages(&self) -> usize {
-        match &self.discards {
-            Some(discards) => discards.capacity() << blocks::MAX_ORDER,
-            None => 0,
-        }
-        .max(self.host.units.batch_pages())
-    }
-
-    /// Moves by one batch. Returns whether there is more to do.
-    fn step(&self) -> Result<bool> {
-        let target = self.host.target_pages()?;
-        match next_step(target, self.size() as u64, self.batch_pages()) {
-            Step::Rest => return Ok(false),
-            Step::Inflate(pages) => self.inflate(pages)?,
-            Step::Deflate(pages) => {
-                if self.deflate(pages)? == 0 {
-                    return Ok(false);
-                }
-            }
-        }
-        self.host.set_actual(self.size())?;
-        Ok(true)
-    }
-
-    /// Puts memory in, at most so many pages: blocks if there are any, or else pages, at most a
-    /// message of them.
-    fn inflate(&self, wanted: usize) -> Result {
-        let mut moving = self.moving.lock();
-        let memory = vmstat::memory();
-        let total = memory.total + (self.size() * PAGE_SIZE) as u64;
-        let room = room_pages(memory.available, total, PAGE_SHIFT as u32);
-        let wanted = min(wanted, usize::try_from(room).unwrap_or(wanted));
-        if self.inflate_blocks(&mut moving, wanted)? {
-            moving.is_starved = false;
-            return Ok(());
-        }
-
-        let Moving {
-            incoming,
-            is_starved,
-            ..
-        } = &mut *moving;
-        let wanted = min(wanted, self.host.units.batch_pages());
-        // Not under the channel's lock: an allocation may wait for the migration of a page.
-        while incoming.len() < wanted && incoming.allocate_one().is_ok() {}
-        if incoming.is_empty() {
-            if !*is_starved {
-                dev_info!(
-                    &*self.host.dev,
-                    "the guest has no memory to spare: waiting\n"
-                );
-            }
-            *is_starved = true;
-            // The host may want less by now, or the guest may have freed some.
-            fsleep(RETRY);
-            return Ok(());
-        }
-        *is_starved = false;
-
-        self.host.with_channel(|channel| {
-            let message = self.host.write(channel, incoming.pfns())?;
-            // Before the host is told: it may take them at any time from then on.
-            self.balloon.enqueue(incoming);
-            Ok(self.host.send(channel, Way::Inflate, message)?)
-        })
-    }
-
-    /// Puts blocks in, the largest that are free. Says whether there were any.
-    fn inflate_blocks(&self, moving: &mut Moving, mut wanted: usize) -> Result<bool> {
-        let Some(discards) = &self.discards else {
-            return Ok(false);
-        };
-        let Some(mut message) = moving.message.take() else {
-            return Ok(false);
-        };
-        if let Either::First(blocks) = &mut *message {
-            let mut largest = blocks::MAX_ORDER;
-            while let Some(order) = block_order(wanted, largest) {
-                if blocks.is_full() {
-                    break;
-                }
-                if blocks.allocate(order).is_ok() {
-                    wanted -= 1 << order;
-                } else if order == MIN_ORDER {
-                    break;
-                } else {
-                    largest = order - 1;
-                }
-            }
-            if blocks.is_empty() {
-                moving.message = Some(message);
-                return Ok(false);
-            }
-        }
-        let mut message = discards.discard(message)?;
-        if let Either::First(blocks) = &mut *message {
-            self.blocks.put(blocks);
-        }
-        moving.message = Some(message);
-        Ok(true)
-    }
-
-    /// Takes memory out, at most `wanted` pages: blocks if there are any, or else pages, at most a
-    /// message of them. Returns how many; 0 means that the balloon is empty.
-    fn deflate(&self, wanted: usize) -> Result<usize> {
-        let mut moving = self.moving.lock();
-        let count = self.deflate_blocks(&mut moving, wanted)?;
-        if count > 0 {
-            return Ok(count);
-        }
-
-        let outgoing = &mut moving.outgoing;
-        if !outgoing.is_empty() {
-            // They could not be told before.
-            return Err(EIO);
-        }
-        self.host.with_channel(|channel| {
-            while self.balloon.dequeue(outgoing, wanted) == 0 {
-                if self.balloon.is_empty() {
-                    return Ok(0);
-                }
-                // All that is left is being migrated, and will be put back: the channel is ours.
-                fsleep(Delta::from_millis(1));
-            }
-            // Whether or not MUST_TELL_HOST was negotiated: the host may have to populate them.
-            let message = self.host.write(channel, outgoing.pfns())?;
-            self.host.send(channel, Way::Deflate, message)?;
-            let count = outgoing.len();
-            outgoing.clear();
-            Ok(count)
-        })
-    }
-
-    /// Takes blocks out. The host need not know: what it discarded is there again when it is touched.
-    fn deflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<usize> {
-        let mut count = 0;
-        while let Some(order) = (wanted - count).checked_ilog2() {
-            // Freed at once.
-            match self.blocks.take(order) {
-                Some(block) => count += 1 << block.order(),
-                None => break,
-            }
-        }
-        if count > 0 || wanted == 0 || !self.balloon.is_empty() {
-            return Ok(count);
-        }
-        // All that there is are blocks that are too large.
-        let Some(block) = self.blocks.take_smallest() else {
-            return Ok(0);
-        };
-        block.split(wanted, &mut moving.rest)?;
-        self.balloon.enqueue(&mut moving.rest);
-        Ok(wanted)
-    }
-
-    /// Frees what is still in the balloon or on its way. The device has to be reset.
-    fn release(&self) {
-        let mut moving = self.moving.lock();
-        moving.incoming.clear();
-        moving.outgoing.clear();
-        while self.blocks.take_smallest().is_some() {}
-        while !self.balloon.is_empty() {
-            if self.balloon.dequeue(&mut moving.outgoing, usize::MAX) == 0 {
-                fsleep(Delta::from_millis(1));
-            }
-            moving.outgoing.clear();
+        if let Some(hinting) = &self.hinting {
+            hinting.release();
         }
     }
 }
-
-impl Run for Resize {
-    fn run(work: &OwnedWork<Self>) {
-        work.host.wakeup.begin(WAKE_RESIZE);
-        match work.step() {
-            Ok(true) => {
-                work.enqueue(system_freezable());
-                return;
-            }
-            Ok(false) => {}
-            Err(error) => dev_err!(
-                &*work.host.dev,
-                "the balloon does not move any more ({error:?})\n"
-            ),
-        }
-        work.host.wakeup.end();
-    }
-}
-
-/// How long to wait when there is no memory to be had.
-const RETRY: Delta = Delta::from_millis(200);

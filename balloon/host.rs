@@ -8,8 +8,10 @@ use crate::{
 };
 use ferrule::{
     mm::balloon::{
+        Deflated,
         Migrate,
-        PageRef, //
+        PageRef,
+        Pages, //
     },
     virtio::{
         Buffer,
@@ -50,21 +52,48 @@ pub(crate) const WAKE_REPORT: u32 = 1 << 1;
 const NUM_PAGES: Field<u32> = Field::new(0);
 /// How many units are in the balloon.
 const ACTUAL: Field<u32> = Field::new(4);
+/// Whether the host wants to hear of free memory, and in answer to what.
+const HINT_COMMAND: Field<u32> = Field::new(8);
 /// What free memory is filled with, and has to be when it comes back from the host.
 const POISON_VAL: Field<u32> = Field::new(12);
 
 /// How often a wait for the host looks whether there is still a device and a use in waiting.
-const STEP: Delta = Delta::from_millis(100);
+pub(crate) const STEP: Delta = Delta::from_millis(100);
 /// A host that takes longer than this many steps gets a line in the log.
 const SLOW_STEPS: u32 = 100;
-/// Who wants to leave waits no longer than this many steps.
+/// Who cannot wait for long waits no longer than this many steps.
 const LEAVE_STEPS: u32 = 50;
 
-impl Buffer for Pfns {
+/// How many messages about pages may be with the host at a time.
+const DEPTH: usize = 8;
+
+/// A message about pages, and the pages that are free when the host has it.
+pub(crate) struct Letter {
+    pfns: Pfns,
+    pub(crate) pages: Pages<Deflated>,
+}
+
+impl Letter {
+    /// Writes that it is about these pages, at most [`Units::batch_pages`].
+    ///
+    /// # Errors
+    ///
+    /// [`EOVERFLOW`] for a page that the protocol has no number for.
+    pub(crate) fn write(&mut self, host: &Host, pfns: impl Iterator<Item = u64>) -> Result {
+        host.write(&mut self.pfns, pfns)
+    }
+
+    /// Writes that it is about the pages in it.
+    pub(crate) fn write_pages(&mut self, host: &Host) -> Result {
+        host.write(&mut self.pfns, self.pages.pfns())
+    }
+}
+
+impl Buffer for Letter {
     const DIRECTION: Direction = Direction::ToDevice;
 
     fn bytes(&mut self) -> &mut [u8] {
-        Pfns::bytes(self)
+        self.pfns.bytes()
     }
 }
 
@@ -95,28 +124,61 @@ pub(crate) struct Host {
     pub(crate) wakeup: WakeupSource,
     order: ByteOrder,
     config: Config,
+    /// The host may want another size than it did.
+    has_changed: Atomic<bool>,
     /// Nobody waits for long for the host any more: the device is about to be reset.
     is_leaving: Atomic<bool>,
-    /// Sleeps, for as long as the host needs. It is held while pages get in or out of the balloon
-    /// until the host knows. Migration, which may run below an allocation, only tries it.
+    /// Sleeps, for as long as the host needs. It is held while pages get in or out of the balloon.
+    /// Nothing is allocated with it. Migration, which may run below an allocation, only tries it.
     #[pin]
     channel: Mutex<Channel>,
 }
 
-/// The page frame number queues. They carry one message at a time.
+/// The page frame number queues, and what goes through them.
+///
+/// Who sends a message need not wait for the answer. But the host takes each queue's messages as they
+/// come, so there is never something in both: a page that is given and wanted back at once might else
+/// be taken last.
 pub(crate) struct Channel {
-    queues: Option<(VirtQueue<Pfns>, VirtQueue<Pfns>)>,
-    // With the host while it is told something, and for ever if it does not answer.
-    message: Option<KBox<Pfns>>,
+    lanes: Option<[Lane; 2]>,
+    /// Those that are not with the host.
+    idle: KVec<KBox<Letter>>,
+    /// The host did not answer in the time that there was: what it has, it has until the device is
+    /// reset.
+    is_lost: bool,
+    /// Who has the channel cannot wait for long.
+    pub(crate) is_urgent: bool,
+}
+
+/// One of the queues.
+struct Lane {
+    queue: VirtQueue<Letter>,
+    in_flight: usize,
 }
 
 /// Which way pages go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Way {
     /// To the host.
-    Inflate,
+    Inflate = 0,
     /// To the guest.
-    Deflate,
+    Deflate = 1,
+}
+
+impl Way {
+    fn other(self) -> Self {
+        match self {
+            Way::Inflate => Way::Deflate,
+            Way::Deflate => Way::Inflate,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::Inflate => "inflate",
+            Way::Deflate => "deflate",
+        }
+    }
 }
 
 impl Host {
@@ -128,19 +190,39 @@ impl Host {
                 wakeup <- WakeupSource::new(vdev),
                 order: vdev.byte_order(),
                 config: vdev.config(),
+                has_changed: Atomic::new(false),
                 is_leaving: Atomic::new(false),
-                channel <- new_mutex!(Channel { queues: None, message: None }, "balloon_channel"),
+                channel <- new_mutex!(Channel {
+                    lanes: None,
+                    idle: KVec::new(),
+                    is_lost: false,
+                    is_urgent: false,
+                }, "balloon_channel"),
             }),
             GFP_KERNEL,
         )
     }
 
     /// Connects the inflate queue and the deflate queue, after probe and after each restore.
-    pub(crate) fn connect(&self, inflate: VirtQueue<Pfns>, deflate: VirtQueue<Pfns>) -> Result {
-        let message = KBox::new(Pfns::new(), GFP_KERNEL)?;
-        let mut channel = self.channel.lock();
-        channel.queues = Some((inflate, deflate));
-        channel.message = Some(message);
+    pub(crate) fn connect(&self, inflate: VirtQueue<Letter>, deflate: VirtQueue<Letter>) -> Result {
+        let mut idle = KVec::with_capacity(DEPTH, GFP_KERNEL)?;
+        for _ in 0..DEPTH {
+            let letter = Letter {
+                pfns: Pfns::new(),
+                pages: Pages::with_capacity(self.units.batch_pages())?,
+            };
+            idle.push(KBox::new(letter, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let lane = |queue| Lane {
+            queue,
+            in_flight: 0,
+        };
+        *self.channel.lock() = Channel {
+            lanes: Some([lane(inflate), lane(deflate)]),
+            idle,
+            is_lost: false,
+            is_urgent: false,
+        };
         self.is_leaving.store(false, Relaxed);
         Ok(())
     }
@@ -160,9 +242,34 @@ impl Host {
         f(&mut self.channel.lock())
     }
 
+    /// As [`with_channel`](Self::with_channel), but not if somebody has it.
+    pub(crate) fn try_with_channel<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> Option<R> {
+        Some(f(&mut *self.channel.try_lock()?))
+    }
+
+    /// The host wants something else. Any context.
+    pub(crate) fn set_changed(&self) {
+        self.has_changed.store(true, Relaxed);
+    }
+
+    /// What the host wants is about to be read.
+    pub(crate) fn clear_changed(&self) {
+        self.has_changed.store(false, Relaxed);
+    }
+
+    /// May the host want another size by now?
+    pub(crate) fn has_changed(&self) -> bool {
+        self.has_changed.load(Relaxed)
+    }
+
     /// How large the host wants the balloon, in guest pages.
     pub(crate) fn target_pages(&self) -> Result<u64> {
         Ok(self.units.target_pages(self.config.read(NUM_PAGES)?))
+    }
+
+    /// What the host wants to hear of free memory.
+    pub(crate) fn hint_command(&self) -> Result<u32> {
+        self.config.read(HINT_COMMAND)
     }
 
     /// Tells the host what free memory is filled with.
@@ -175,68 +282,113 @@ impl Host {
         self.config.write(ACTUAL, self.units.in_units(pages as u64))
     }
 
-    /// Writes a message about pages, at most [`Units::batch_pages`]; to be passed to
-    /// [`send`](Self::send).
+    /// Gets an empty message for one way, waiting for one if all are with the host.
     ///
     /// # Errors
     ///
-    /// [`EIO`] when the last message was not answered, [`EOVERFLOW`] for a page that the protocol
-    /// has no number for.
-    pub(crate) fn write(
-        &self,
-        channel: &mut Channel,
-        mut pfns: impl Iterator<Item = u64>,
-    ) -> Result<KBox<Pfns>> {
-        let mut message = channel.message.take().ok_or(EIO)?;
-        message.clear();
+    /// [`EIO`] when the host has not answered, [`ENODEV`] without queues.
+    pub(crate) fn letter(&self, channel: &mut Channel, way: Way) -> Result<KBox<Letter>> {
+        self.settle(channel, way.other())?;
+        loop {
+            if channel.is_lost {
+                return Err(EIO);
+            }
+            if let Some(letter) = channel.idle.pop() {
+                return Ok(letter);
+            }
+            self.collect(channel, way)?;
+        }
+    }
+
+    /// Puts back a message that is not sent.
+    pub(crate) fn put_back(&self, channel: &mut Channel, mut letter: KBox<Letter>) {
+        letter.pfns.clear();
+        letter.pages.clear();
+        // There is room: there were as many before.
+        let _ = channel.idle.push_within_capacity(letter);
+    }
+
+    fn write(&self, message: &mut Pfns, mut pfns: impl Iterator<Item = u64>) -> Result {
         let is_complete = pfns.all(|pfn| {
             self.units
                 .of_page(pfn)
                 .is_some_and(|mut units| units.all(|unit| message.push(self.order.u32(unit))))
         });
-        if is_complete {
-            Ok(message)
-        } else {
-            channel.message = Some(message);
-            Err(EOVERFLOW)
-        }
+        is_complete.then_some(()).ok_or(EOVERFLOW)
     }
 
-    /// Sends a message and waits until the host knows.
+    /// Sends a message, after `write` has written it. If it cannot be sent, the
+    /// [pages in it](Letter::pages) are freed.
+    ///
+    /// # Errors
+    ///
+    /// Not sent: those of `write`, [`VirtQueue::add`] and [`collect`](Self::collect).
     pub(crate) fn send(
         &self,
         channel: &mut Channel,
         way: Way,
-        message: KBox<Pfns>,
+        mut letter: KBox<Letter>,
+        write: impl FnOnce(&mut Letter) -> Result,
     ) -> Result<(), Untold> {
-        let Some((inflate, deflate)) = &channel.queues else {
-            channel.message = Some(message);
-            return Err(Untold::Unsent(ENODEV));
-        };
-        let queue = match way {
-            Way::Inflate => inflate,
-            Way::Deflate => deflate,
-        };
-        if let Err(refused) = queue.add(message) {
-            channel.message = Some(refused.buffer);
-            return Err(Untold::Unsent(refused.error));
+        if let Err(error) = write(&mut letter) {
+            self.put_back(channel, letter);
+            return Err(Untold::Unsent(error));
         }
-        queue.kick().map_err(Untold::Unanswered)?;
+        loop {
+            let lane = channel.lane(way).map_err(Untold::Unsent)?;
+            let Err(refused) = lane.queue.add(letter) else {
+                lane.in_flight += 1;
+                return lane.queue.kick().map_err(Untold::Unanswered);
+            };
+            letter = refused.buffer;
+            // A queue may have room for less than there are messages.
+            let is_full = refused.error == ENOSPC && lane.in_flight > 0;
+            if !is_full {
+                self.put_back(channel, letter);
+                return Err(Untold::Unsent(refused.error));
+            }
+            if let Err(error) = self.collect(channel, way) {
+                self.put_back(channel, letter);
+                return Err(Untold::Unsent(error.into()));
+            }
+        }
+    }
 
-        let what = match way {
-            Way::Inflate => "inflate",
-            Way::Deflate => "deflate",
-        };
-        let used = self.answer(what, |timeout| queue.wait(timeout))?;
-        channel.message = Some(used.buffer);
+    /// Waits until the host has all that it was sent one way.
+    pub(crate) fn settle(&self, channel: &mut Channel, way: Way) -> Result<(), Untold> {
+        while channel.lane(way).map_err(Untold::Unsent)?.in_flight > 0 {
+            self.collect(channel, way)?;
+        }
         Ok(())
     }
 
-    /// Waits for the host to answer, for as long as that takes, or not very long when the device is
-    /// about to be reset.
+    /// Waits until the host has one of the messages that it was sent one way, and frees what can be.
+    fn collect(&self, channel: &mut Channel, way: Way) -> Result<(), Untold> {
+        if channel.is_lost {
+            return Err(Untold::Unanswered(EIO));
+        }
+        let is_urgent = channel.is_urgent;
+        let lane = channel.lane(way).map_err(Untold::Unsent)?;
+        let answer = self.answer(way.name(), is_urgent, |timeout| lane.queue.wait(timeout));
+        match answer {
+            Ok(used) => {
+                lane.in_flight -= 1;
+                self.put_back(channel, used.buffer);
+                Ok(())
+            }
+            Err(untold) => {
+                channel.is_lost = !is_urgent || self.is_leaving();
+                Err(untold)
+            }
+        }
+    }
+
+    /// Waits for the host to answer, for as long as that takes, or not very long when that is urgent or
+    /// the device is about to be reset.
     pub(crate) fn answer<R>(
         &self,
         what: &str,
+        is_urgent: bool,
         mut wait: impl FnMut(Delta) -> Result<Option<R>>,
     ) -> Result<R, Untold> {
         let mut steps = 0u32;
@@ -245,7 +397,7 @@ impl Host {
                 return Ok(answer);
             }
             steps = steps.saturating_add(1);
-            if self.is_leaving() && steps >= LEAVE_STEPS {
+            if (is_urgent || self.is_leaving()) && steps >= LEAVE_STEPS {
                 return Err(Untold::Unanswered(ETIMEDOUT));
             }
             if steps == SLOW_STEPS {
@@ -254,12 +406,20 @@ impl Host {
         }
     }
 
-    /// Tells the host about one page.
+    /// Tells the host about one page, and waits until it knows.
     fn tell(&self, channel: &mut Channel, way: Way, page: &PageRef<'_>) -> Result<(), Untold> {
-        let message = self
-            .write(channel, core::iter::once(page.pfn()))
-            .map_err(Untold::Unsent)?;
-        self.send(channel, way, message)
+        let letter = self.letter(channel, way).map_err(Untold::Unsent)?;
+        self.send(channel, way, letter, |letter| {
+            letter.write(self, core::iter::once(page.pfn()))
+        })?;
+        self.settle(channel, way)
+    }
+}
+
+impl Channel {
+    fn lane(&mut self, way: Way) -> Result<&mut Lane> {
+        let lanes = self.lanes.as_mut().ok_or(ENODEV)?;
+        Ok(&mut lanes[way as usize])
     }
 }
 

@@ -2,9 +2,13 @@
 
 //! Memory balloon of a virtio guest, as `drivers/virtio/virtio_balloon.c`.
 //!
-//! - [`driver`] binds the device and moves the balloon to its size.
+//! - [`driver`] binds the device.
+//! - [`resize`] moves the balloon to its size.
 //! - [`host`] tells the host which pages it has.
+//! - [`discard`] has the host discard memory by the piece.
+//! - [`hint`] tells a host that migrates the guest which memory is free.
 //! - [`stats`] answers the host's requests for statistics.
+//! - [`progress`] shows in debugfs what the balloon does.
 //! - [`plan`] and [`message`] decide how much to move and what messages look like: plain integers
 //!   and bytes, also tested on the host.
 //!
@@ -15,11 +19,17 @@ mod discard;
 #[deny(unsafe_code)]
 mod driver;
 #[deny(unsafe_code)]
+mod hint;
+#[deny(unsafe_code)]
 mod host;
 #[deny(unsafe_code)]
 mod message;
 #[deny(unsafe_code)]
 mod plan;
+#[deny(unsafe_code)]
+mod progress;
+#[deny(unsafe_code)]
+mod resize;
 #[deny(unsafe_code)]
 mod stats;
 #[deny(unsafe_code)]
@@ -33,4 +43,10 @@ ferrule::module_virtio_driver! {
     authors: ["Ferrule"],
     description: "Virtio memory balloon driver",
     license: "GPL",
+    params: {
+        min_available_mb: u32 {
+            default: 0,
+            description: "MiB of available memory that the balloon leaves to the guest, and gives back if it has less (0: leave 64, or an eighth of its memory, give back if the host allows)",
+        },
+    },
 }

@@ -16,7 +16,8 @@ mod kunit {
             STAT_SIZE, //
         },
         plan::{
-            next_step,
+            Memory,
+            Plan,
             Step,
             Units,
             BATCH_UNITS,
@@ -47,11 +48,14 @@ mod kunit {
         let units = Units::new(PAGE_SHIFT as u32);
         let target = units.target_pages(1 << (20 - UNIT_SHIFT));
         assert_eq!(target, 1 << (20 - PAGE_SHIFT));
-        assert_eq!(
-            next_step(target, 0, units.batch_pages()),
-            Step::Inflate(target as usize)
-        );
-        assert_eq!(next_step(target, target, units.batch_pages()), Step::Rest);
+        let mut plan = Plan::new(0, false);
+        let memory = Memory {
+            available: 1 << 30,
+            total: 1 << 31,
+        };
+        let mut step = |size| plan.next(target, size, memory, PAGE_SHIFT as u32);
+        assert_eq!(step(0), Step::Inflate(target));
+        assert_eq!(step(target), Step::Rest);
         assert_eq!(units.in_units(target), 1 << (20 - UNIT_SHIFT));
     }
 

@@ -11,6 +11,7 @@
 #include <linux/virtio_ids.h>
 #include <linux/balloon.h>
 #include <linux/page_reporting.h>
+#include <linux/shrinker.h>
 #include <linux/workqueue.h>
 
 #include <dm-mpath.h>

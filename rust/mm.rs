@@ -4,5 +4,7 @@
 
 pub mod balloon;
 pub mod blocks;
+pub mod oom;
 pub mod reporting;
+pub mod shrinker;
 pub mod vmstat;

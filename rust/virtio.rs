@@ -6,7 +6,8 @@
 //!
 //! 1. Declare the features that it knows with [`virtio_features!`](crate::virtio_features), and the
 //!    devices that it is for with [`virtio_device_table!`](crate::virtio_device_table).
-//! 2. Implement [`Buffer`] for what goes through each kind of queue.
+//! 2. Implement [`Buffer`] for what goes through each kind of queue. (Pages go by themselves: see
+//!    [`Lend`].)
 //! 3. Implement [`Driver`]: [`probe`](Driver::probe) asks for the queues with
 //!    [`Device::find_vqs`], takes each out of [`Queues`] as a [`VirtQueue`] of its buffers,
 //!    keeps what it needs ([`Config`], queues) in its data and calls [`Device::ready`].
@@ -23,9 +24,9 @@
 //! | `cpu_to_virtio32` ... | [`ByteOrder`] |
 //! | `virtio_find_vqs` | [`Device::find_vqs`] |
 //! | `virtio_reset_device`, `del_vqs` | [`Device::delete_vqs`] |
-//! | `virtqueue_add_outbuf`, `virtqueue_add_inbuf` | [`VirtQueue::add`] of a [`Buffer`] |
+//! | `virtqueue_add_outbuf`, `virtqueue_add_inbuf` | [`VirtQueue::add`] of a [`Buffer`], or what else can be [lent](Lend) |
 //! | `virtqueue_kick`, `virtqueue_get_buf` | [`VirtQueue::kick`], [`VirtQueue::get`] |
-//! | `wait_event(..., virtqueue_get_buf())` | [`VirtQueue::wait`] |
+//! | `wait_event(..., virtqueue_get_buf())` | [`VirtQueue::wait`], [`VirtQueue::wait_until`] |
 //! | `virtqueue_disable_cb`, `virtqueue_enable_cb` | [`VirtQueue::disable_notify`], [`VirtQueue::enable_notify`] |
 //! | `vq_callback_t` | [`Notify`], [`Handler`] |
 //! | `pm_stay_awake`, `pm_relax` | [`WakeupSource`] |

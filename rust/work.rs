@@ -8,16 +8,18 @@
 //!
 //! 1. Implement [`Run`] for what the work is about.
 //! 2. Keep an [`OwnedWork`] of it, in place or in an [`Arc`](kernel::sync::Arc).
-//! 3. [`enqueue`](OwnedWork::enqueue) it, from any context.
+//! 3. [`enqueue`](OwnedWork::enqueue) it, from any context, at once or
+//!    [later](OwnedWork::enqueue_after).
 //! 4. [`disable`](OwnedWork::disable) it where it has to have ended and must not start again.
 //!    Dropping it does that too.
 //!
 //! | C | here |
 //! | --- | --- |
-//! | `struct work_struct` and what contains it | [`OwnedWork`] |
-//! | `INIT_WORK` | [`new_owned_work!`](crate::new_owned_work) |
-//! | `queue_work` | [`OwnedWork::enqueue`] |
-//! | `disable_work_sync` | [`OwnedWork::disable`], drop |
+//! | `struct delayed_work` and what contains it | [`OwnedWork`] |
+//! | `INIT_DELAYED_WORK` | [`new_owned_work!`](crate::new_owned_work) |
+//! | `mod_delayed_work` | [`OwnedWork::enqueue`] |
+//! | `queue_delayed_work` | [`OwnedWork::enqueue_after`] |
+//! | `disable_delayed_work_sync` | [`OwnedWork::disable`], drop |
 //!
 //! What differs from C: the data cannot be freed under the work, because dropping it waits.
 //!
@@ -33,6 +35,10 @@ use kernel::{
     ffi,
     prelude::*,
     sync::LockClassKey,
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    },
     types::Opaque,
     workqueue::Queue, //
 };
@@ -55,14 +61,14 @@ pub trait Run: Send + Sync + Sized + 'static {
 #[pin_data(PinnedDrop)]
 pub struct OwnedWork<T: Run> {
     #[pin]
-    work: Opaque<bindings::work_struct>,
+    work: Opaque<bindings::delayed_work>,
     #[pin]
     data: T,
 }
 
-// SAFETY: A `work_struct` can be used from any thread, and `T: Send`.
+// SAFETY: A `delayed_work` can be used from any thread, and `T: Send`.
 unsafe impl<T: Run> Send for OwnedWork<T> {}
-// SAFETY: The functions of a `work_struct` synchronise themselves, and `T: Sync`.
+// SAFETY: The functions of a `delayed_work` synchronise themselves, and `T: Sync`.
 unsafe impl<T: Run> Sync for OwnedWork<T> {}
 
 /// Creates an initialiser of an [`OwnedWork`] from one of its data, with a lock class of its own.
@@ -72,6 +78,7 @@ macro_rules! new_owned_work {
         $crate::work::OwnedWork::new(
             $data,
             ::kernel::c_str!($name),
+            ::kernel::static_lock_class!(),
             ::kernel::static_lock_class!(),
         )
     };
@@ -84,63 +91,93 @@ impl<T: Run> OwnedWork<T> {
         data: impl PinInit<T, E>,
         name: &'static CStr,
         key: Pin<&'static LockClassKey>,
+        timer_key: Pin<&'static LockClassKey>,
     ) -> impl PinInit<Self, Error>
     where
         Error: From<E>,
     {
         // INVARIANT: `init_work_with_key` initialises `work` with `run_callback`.
         try_pin_init!(Self {
-            work <- Opaque::ffi_init(|slot| {
-                // SAFETY: `slot` is valid for writes; the name and the key live for ever.
+            work <- Opaque::ffi_init(|slot: *mut bindings::delayed_work| {
+                // SAFETY: `slot` is valid for writes; the name and the keys live for ever. The timer
+                // is used by the workqueue only, as it wants it.
                 unsafe {
                     bindings::init_work_with_key(
-                        slot,
+                        &raw mut (*slot).work,
                         Some(Self::run_callback),
                         false,
                         name.as_char_ptr(),
                         key.as_ptr(),
-                    )
+                    );
+                    bindings::timer_init_key(
+                        &raw mut (*slot).timer,
+                        Some(bindings::delayed_work_timer_fn),
+                        bindings::TIMER_IRQSAFE,
+                        name.as_char_ptr(),
+                        timer_key.as_ptr(),
+                    );
                 }
             }),
             data <- data,
         }? Error)
     }
 
-    /// Enqueues the work. Any context.
+    /// Enqueues the work, also if it was to run later. Any context.
     ///
-    /// Returns false when it is enqueued already, or disabled. Work that runs at the moment can be
+    /// Does nothing when it is enqueued already, or disabled. Work that runs at the moment can be
     /// enqueued, and then runs once more.
-    pub fn enqueue(&self, queue: &Queue) -> bool {
-        // CAST: `Queue` is a transparent wrapper of a `workqueue_struct`.
-        let queue = ptr::from_ref(queue).cast_mut().cast();
+    pub fn enqueue(&self, queue: &Queue) {
         // SAFETY: `queue` is a valid workqueue. `work` is initialised by the type invariants, and
         // stays so until it has ended: dropping it waits.
         unsafe {
-            bindings::queue_work_on(
+            bindings::mod_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as ffi::c_int,
-                queue,
+                raw(queue),
                 self.work.get(),
+                0,
             )
-        }
+        };
+    }
+
+    /// Enqueues the work after some time, unless it is enqueued already, for whatever time, or
+    /// disabled. Any context.
+    pub fn enqueue_after(&self, queue: &Queue, delay: Delta) {
+        let delay = msecs_to_jiffies(delay.as_millis().clamp(0, i32::MAX.into()) as u32);
+        // SAFETY: As in `enqueue`.
+        unsafe {
+            bindings::queue_delayed_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as ffi::c_int,
+                raw(queue),
+                self.work.get(),
+                delay,
+            )
+        };
     }
 
     /// Cancels the work, waits until it has ended, and makes every later
     /// [`enqueue`](Self::enqueue) do nothing. Process context, not from the work itself.
     pub fn disable(&self) {
         // SAFETY: `work` is initialised by the type invariants.
-        unsafe { bindings::disable_work_sync(self.work.get()) };
+        unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
     }
 
     /// # Safety
     ///
     /// Only to be called by a workqueue, with the `work` field of an `OwnedWork<T>`.
     unsafe extern "C" fn run_callback(work: *mut bindings::work_struct) {
-        // CAST: `Opaque` is a transparent wrapper.
-        let work = work.cast::<Opaque<bindings::work_struct>>();
-        // SAFETY: `work` is the field of an `OwnedWork<T>`, which is not dropped while this runs:
-        // dropping it waits.
-        T::run(unsafe { &*container_of!(work, Self, work) })
+        // SAFETY: `work` is that of the `delayed_work` of an `OwnedWork<T>`, which is not dropped
+        // while this runs: dropping it waits.
+        T::run(unsafe {
+            let work = container_of!(work, bindings::delayed_work, work);
+            // CAST: `Opaque` is a transparent wrapper.
+            &*container_of!(work.cast::<Opaque<bindings::delayed_work>>(), Self, work)
+        })
     }
+}
+
+fn raw(queue: &Queue) -> *mut bindings::workqueue_struct {
+    // CAST: `Queue` is a transparent wrapper of a `workqueue_struct`.
+    ptr::from_ref(queue).cast_mut().cast()
 }
 
 impl<T: Run> Deref for OwnedWork<T> {
@@ -219,7 +256,7 @@ mod tests {
     #[test]
     fn work_can_enqueue_itself() -> Result {
         let (work, runs) = counted(3)?;
-        assert!(work.enqueue(system()));
+        work.enqueue(system());
         work.done.wait_for_completion();
         assert_eq!(runs.load(Relaxed), 3);
         Ok(())
@@ -228,20 +265,44 @@ mod tests {
     #[test]
     fn disabled_work_has_ended_and_does_not_start() -> Result {
         let (work, runs) = counted(i32::MAX)?;
-        assert!(work.enqueue(system()));
+        work.enqueue(system());
         fsleep(Delta::from_millis(20));
         work.disable();
         let ran = runs.load(Relaxed);
-        assert!(!work.enqueue(system()));
+        work.enqueue(system());
+        work.enqueue_after(system(), Delta::from_millis(1));
         fsleep(Delta::from_millis(20));
         assert_eq!(runs.load(Relaxed), ran);
         Ok(())
     }
 
     #[test]
+    fn what_is_to_run_later_can_run_at_once() -> Result {
+        let (work, runs) = counted(1)?;
+        work.enqueue_after(system(), Delta::from_secs(1000));
+        work.enqueue_after(system(), Delta::from_millis(1));
+        fsleep(Delta::from_millis(50));
+        assert_eq!(runs.load(Relaxed), 0);
+        work.enqueue(system());
+        work.done.wait_for_completion();
+        assert_eq!(runs.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_to_run_later_can_be_dropped() -> Result {
+        let (work, runs) = counted(1)?;
+        work.enqueue_after(system(), Delta::from_millis(20));
+        drop(work);
+        fsleep(Delta::from_millis(50));
+        assert_eq!(runs.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
     fn dropping_waits() -> Result {
         let (work, runs) = counted(i32::MAX)?;
-        assert!(work.enqueue(system()));
+        work.enqueue(system());
         fsleep(Delta::from_millis(2));
         drop(work);
         let ran = runs.load(Relaxed);

@@ -13,6 +13,7 @@
 //! | here | C |
 //! | --- | --- |
 //! | [`OwnedQueue::new`] | `alloc_workqueue("%s", WQ_MEM_RECLAIM \| WQ_UNBOUND, 0, name)` |
+//! | [`OwnedQueue::freezable`] | the same, `WQ_FREEZABLE \| WQ_CPU_INTENSIVE \| WQ_PERCPU` |
 //! | [`OwnedQueue::flush`] | `flush_workqueue()` |
 //! | drop | `destroy_workqueue()` |
 //!
@@ -41,7 +42,8 @@ pub enum Priority {
     High,
 }
 
-/// A work queue with a rescuer (`WQ_MEM_RECLAIM`), not bound to a CPU (`WQ_UNBOUND`).
+/// A work queue, with a rescuer (`WQ_MEM_RECLAIM`) and not bound to a CPU (`WQ_UNBOUND`), unless it
+/// was made otherwise.
 ///
 /// Drop waits for the work that is queued.
 ///
@@ -65,6 +67,22 @@ impl OwnedQueue {
         if priority == Priority::High {
             flags |= bindings::wq_flags_WQ_HIGHPRI;
         }
+        Self::alloc(name, flags)
+    }
+
+    /// Makes a queue that is bound to CPUs, for work that takes long, behind which no other work has
+    /// to wait, and which is frozen while the system sleeps. It has no rescuer: it is not for what
+    /// reclaim depends on. Process context.
+    pub fn freezable(name: &CStr) -> Result<Self> {
+        Self::alloc(
+            name,
+            bindings::wq_flags_WQ_FREEZABLE
+                | bindings::wq_flags_WQ_CPU_INTENSIVE
+                | bindings::wq_flags_WQ_PERCPU,
+        )
+    }
+
+    fn alloc(name: &CStr, flags: bindings::wq_flags) -> Result<Self> {
         // SAFETY: The name is copied.
         let queue =
             unsafe { bindings::ferrule_alloc_workqueue(name.as_char_ptr(), flags as c_uint) };

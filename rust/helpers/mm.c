@@ -17,6 +17,11 @@ __ferrule void ferrule_put_page(struct page *page)
 	put_page(page);
 }
 
+__ferrule void ferrule_put_pages(struct page **pages, unsigned long count)
+{
+	release_pages(pages, count);
+}
+
 __ferrule void ferrule_page_list_add_tail(struct page *page, struct list_head *pages)
 {
 	list_add_tail(&page->lru, pages);
@@ -36,13 +41,81 @@ __ferrule unsigned long ferrule_global_node_page_state(enum node_stat_item item)
 	return global_node_page_state(item);
 }
 
+#ifdef CONFIG_VM_EVENT_COUNTERS
+/* One of all_vm_events(), in no order with others. */
+__ferrule unsigned long ferrule_vm_event(enum vm_event_item item)
+{
+	unsigned long sum = 0;
+	int cpu;
+
+	for_each_online_cpu(cpu)
+		sum += per_cpu(vm_event_states, cpu).event[item];
+	return sum;
+}
+#endif
+
+__ferrule int ferrule_next_memory_node(int after)
+{
+	int nid = after < 0 ? first_node(node_states[N_MEMORY]) :
+			      next_node(after, node_states[N_MEMORY]);
+
+	return nid < MAX_NUMNODES ? nid : NUMA_NO_NODE;
+}
+
+__ferrule unsigned long ferrule_node_free_pages(int nid)
+{
+	struct zone *zones = NODE_DATA(nid)->node_zones;
+	unsigned long pages = 0;
+	int i;
+
+	for (i = 0; i < MAX_NR_ZONES; i++)
+		pages += zone_page_state(&zones[i], NR_FREE_PAGES);
+	return pages;
+}
+
+/* Free pages where the kernel's own memory can be. ULONG_MAX when that is everywhere. */
+__ferrule unsigned long ferrule_free_kernel_pages(void)
+{
+	unsigned long pages = 0;
+	bool elsewhere = false;
+	int nid, i;
+
+	for_each_node_state(nid, N_MEMORY) {
+		struct zone *zones = NODE_DATA(nid)->node_zones;
+
+		for (i = 0; i < MAX_NR_ZONES; i++) {
+			if (i < ZONE_MOVABLE)
+				pages += zone_page_state(&zones[i], NR_FREE_PAGES);
+			else if (managed_zone(&zones[i]))
+				elsewhere = true;
+		}
+	}
+	return elsewhere ? pages : ULONG_MAX;
+}
+
+/* As balloon_page_alloc(), many at a time. Elements of the array have to be NULL. */
+__ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, unsigned long count,
+						    struct page **pages)
+{
+	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN;
+
+	gfp |= IS_ENABLED(CONFIG_BALLOON_MIGRATION) ? GFP_HIGHUSER_MOVABLE : GFP_HIGHUSER;
+	if (only_there)
+		gfp |= __GFP_THISNODE;
+	return alloc_pages_bulk_node(gfp, nid, count, pages);
+}
+
 /*
  * What is free in one piece, without reclaim or compaction, for whom it is not worth it. Not
  * movable: it cannot be migrated, so it must not be where only what can be may be.
  */
-__ferrule struct page *ferrule_alloc_block(unsigned int order)
+__ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order)
 {
-	return alloc_pages(__GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL, order);
+	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL;
+
+	if (only_there)
+		gfp |= __GFP_THISNODE;
+	return alloc_pages_node(nid, gfp, order);
 }
 
 __ferrule void ferrule_free_block(struct page *block, unsigned int order)
@@ -110,4 +183,9 @@ __ferrule bool ferrule_want_init_on_free(void)
 __ferrule bool ferrule_page_poisoning_enabled(void)
 {
 	return page_poisoning_enabled_static();
+}
+
+__ferrule struct shrinker *ferrule_shrinker_alloc(const char *name)
+{
+	return shrinker_alloc(0, "%s", name);
 }

@@ -15,7 +15,7 @@
 //! | C | here |
 //! | --- | --- |
 //! | `struct balloon_dev_info` | [`Balloon`] |
-//! | `balloon_page_alloc` | [`Pages::allocate_one`] |
+//! | `balloon_page_alloc` | [`Pages::allocate`] |
 //! | `balloon_page_list_enqueue` | [`Balloon::enqueue`] |
 //! | `balloon_page_list_dequeue` | [`Balloon::dequeue`] |
 //! | `migratepage` | [`Migrate`] |
@@ -27,6 +27,7 @@
 //!
 //! C header: `include/linux/balloon.h`
 
+use super::vmstat::Node;
 use crate::bindings;
 use core::{
     marker::PhantomData,
@@ -101,12 +102,14 @@ impl<S> Pages<S> {
         })
     }
 
-    /// Frees them. Any context.
+    /// Frees them. Process context.
     pub fn clear(&mut self) {
-        while let Some(page) = self.pages.pop() {
-            // SAFETY: By the type invariants the reference is owned; it was taken off the vector.
-            unsafe { bindings::ferrule_put_page(page.as_ptr()) };
-        }
+        // CAST: A `NonNull` is a pointer.
+        let pages = self.pages.as_mut_ptr().cast::<*mut bindings::page>();
+        // SAFETY: By the type invariants the pages are valid and their references owned. They are taken
+        // off the vector below.
+        unsafe { bindings::ferrule_put_pages(pages, self.pages.len()) };
+        self.pages.clear();
     }
 }
 
@@ -121,21 +124,37 @@ impl Pages<Allocated> {
         }
     }
 
-    /// Allocates one page more. Process context.
+    /// Allocates pages, at most `count`, of one node or of any, while there is room. Process context.
+    /// Returns how many: less when no more are to be had.
     ///
-    /// It may come out of reclaim, but neither out of the reserves nor by the OOM killer.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOMEM`] when there is no page to be had, [`ENOSPC`] when there is no room.
-    pub fn allocate_one(&mut self) -> Result {
-        if self.pages.len() == self.pages.capacity() {
-            return Err(ENOSPC);
+    /// They are taken off the free lists as long as these have plenty. Then one may come out of
+    /// reclaim, but neither out of the reserves nor by the OOM killer.
+    pub fn allocate(&mut self, count: usize, node: Option<Node>) -> usize {
+        let (node, only_there) = match node {
+            Some(node) => (node.id(), true),
+            None => (bindings::NUMA_NO_NODE, false),
+        };
+        let mut left = count.min(self.capacity() - self.len());
+        let wanted = left;
+        while left > 0 {
+            let array = self.pages.spare_capacity_mut().as_mut_ptr();
+            // CAST: A pointer that is not null is a `NonNull`.
+            let array = array.cast::<*mut bindings::page>();
+            // SAFETY: There is room for `left` elements. Null ones are what the allocator fills in.
+            let got = unsafe {
+                ptr::write_bytes(array, 0, left);
+                bindings::ferrule_alloc_balloon_pages(node, only_there, left, array)
+            };
+            if got == 0 {
+                break;
+            }
+            // INVARIANT: These pages were just allocated.
+            //
+            // SAFETY: They are the first elements of the spare capacity, and none is null.
+            unsafe { self.pages.inc_len(got) };
+            left -= got;
         }
-        // SAFETY: It can be called in any process context.
-        let page = NonNull::new(unsafe { bindings::balloon_page_alloc() }).ok_or(ENOMEM)?;
-        // INVARIANT: The page was just allocated.
-        self.pages.push_within_capacity(page).map_err(|_| ENOSPC)
+        wanted - left
     }
 }
 
@@ -274,6 +293,33 @@ impl<M: Migrate> Balloon<M> {
         count
     }
 
+    /// Takes all pages out and frees them, waiting for those that are being migrated. The host must not
+    /// use them any more. Process context.
+    pub fn empty(&self) {
+        while !self.is_empty() {
+            let count = with_list(|list| {
+                // SAFETY: `info` and the list are initialised.
+                let count = unsafe {
+                    bindings::balloon_page_list_dequeue(self.info.get(), list, usize::MAX)
+                };
+                loop {
+                    // SAFETY: The list is initialised and holds pages.
+                    let page = unsafe { bindings::ferrule_page_list_pop(list) };
+                    if page.is_null() {
+                        break;
+                    }
+                    // SAFETY: The page was taken out of the balloon with its reference.
+                    unsafe { bindings::ferrule_put_page(page) };
+                }
+                count
+            });
+            self.count.fetch_sub(count, Relaxed);
+            if !self.is_empty() {
+                fsleep(Delta::from_millis(1));
+            }
+        }
+    }
+
     /// # Safety
     ///
     /// Only to be called by `mm/balloon.c`, with the `info` of a `Balloon<M>` and two valid pages.
@@ -311,29 +357,7 @@ impl<M: Migrate> Balloon<M> {
 #[pinned_drop]
 impl<M: Migrate> PinnedDrop for Balloon<M> {
     fn drop(self: Pin<&mut Self>) {
-        let mut left = self.len();
-        while left > 0 {
-            let dequeued = with_list(|list| {
-                // SAFETY: `info` and the list are initialised.
-                let dequeued =
-                    unsafe { bindings::balloon_page_list_dequeue(self.info.get(), list, left) };
-                loop {
-                    // SAFETY: The list is initialised and holds pages.
-                    let page = unsafe { bindings::ferrule_page_list_pop(list) };
-                    if page.is_null() {
-                        break;
-                    }
-                    // SAFETY: The page was taken out of the balloon with its reference.
-                    unsafe { bindings::ferrule_put_page(page) };
-                }
-                dequeued
-            });
-            left -= dequeued.min(left);
-            if left > 0 {
-                // The rest is being migrated.
-                fsleep(Delta::from_millis(1));
-            }
-        }
+        self.empty();
     }
 }
 
@@ -368,8 +392,8 @@ mod tests {
 
     fn allocated(count: usize) -> Result<Pages<Allocated>> {
         let mut pages = Pages::with_capacity(count)?;
-        for _ in 0..count {
-            pages.allocate_one()?;
+        if pages.allocate(count, None) < count {
+            return Err(ENOMEM);
         }
         Ok(pages)
     }
@@ -378,9 +402,10 @@ mod tests {
     fn pages_have_room_for_as_many_as_asked_for() -> Result {
         let mut pages = allocated(8)?;
         while pages.len() < pages.capacity() {
-            pages.allocate_one()?;
+            let room = pages.capacity() - pages.len();
+            assert_eq!(pages.allocate(room + 1, vmstat::nodes().next()), room);
         }
-        assert!(matches!(pages.allocate_one(), Err(error) if error == ENOSPC));
+        assert_eq!(pages.allocate(1, None), 0);
         assert_eq!(pages.pfns().len(), pages.len());
         pages.clear();
         assert!(pages.is_empty());

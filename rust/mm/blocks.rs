@@ -18,14 +18,18 @@
 //! | `alloc_pages`, `__free_pages` | [`Blocks::allocate`], drop |
 //! | `split_page` | [`Block::split`] |
 //! | `adjust_managed_page_count` | [`Managed`] |
+//! | a list of pages through `lru` | [`Kept`] |
 //! | `NR_BALLOON_PAGES`, `BALLOON_INFLATE`, `BALLOON_DEFLATE` | [`Inflated`] |
 //!
 //! C headers: `include/linux/gfp.h`, `include/linux/mm.h`
 
-use super::balloon::{
-    Allocated,
-    Managed,
-    Pages, //
+use super::{
+    balloon::{
+        Allocated,
+        Managed,
+        Pages, //
+    },
+    vmstat::Node, //
 };
 use crate::{
     bindings,
@@ -154,21 +158,26 @@ impl Blocks {
         self.blocks.len() == self.blocks.capacity()
     }
 
-    /// Allocates one block more, of memory that is free as it is: without reclaim or compaction, and
-    /// not out of the reserves. Any context but hard interrupts.
+    /// Allocates one block more, of one node or of any, of memory that is free as it is: without
+    /// reclaim or compaction, and not out of the reserves. Any context but hard interrupts.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`] when no block of this order is free, [`ENOSPC`] when there is no room.
-    pub fn allocate(&mut self, order: u32) -> Result {
+    pub fn allocate(&mut self, order: u32, node: Option<Node>) -> Result {
         if self.is_full() {
             return Err(ENOSPC);
         }
         if order > MAX_ORDER {
             return Err(EINVAL);
         }
-        // SAFETY: Can be called in such a context.
-        let page = NonNull::new(unsafe { bindings::ferrule_alloc_block(order) }).ok_or(ENOMEM)?;
+        let (node, only_there) = match node {
+            Some(node) => (node.id(), true),
+            None => (bindings::NUMA_NO_NODE, false),
+        };
+        // SAFETY: Can be called in such a context. The node has its data, by its invariants.
+        let page = unsafe { bindings::ferrule_alloc_block(node, only_there, order) };
+        let page = NonNull::new(page).ok_or(ENOMEM)?;
         // INVARIANT: Just allocated.
         let block = Block { page, order };
         self.blocks.push_within_capacity(block).map_err(|_| ENOSPC)
@@ -177,7 +186,9 @@ impl Blocks {
 
 // SAFETY: The list is made of blocks that are owned by the value, whose memory nobody touches.
 unsafe impl Lend for Blocks {
-    const DIRECTION: Direction = Direction::FromDevice;
+    fn direction(&self) -> Direction {
+        Direction::FromDevice
+    }
 
     fn lend<R>(
         &mut self,
@@ -229,6 +240,14 @@ struct Lists {
 unsafe impl Send for Lists {}
 
 impl Lists {
+    fn new() -> impl PinInit<SpinLock<Self>> {
+        // INVARIANT: They are empty.
+        new_spinlock!(Self {
+            first: [None; ORDERS],
+            counts: [0; ORDERS],
+        })
+    }
+
     fn push(&mut self, block: Block) {
         let (page, order) = block.into_raw();
         let order = order as usize;
@@ -257,23 +276,23 @@ impl Lists {
     }
 }
 
+/// How many pages so many blocks of each order have.
+fn pages_of(counts: [usize; ORDERS]) -> usize {
+    (0..).zip(counts).map(|(order, count)| count << order).sum()
+}
+
 impl Inflated {
     /// Creates an initialiser of none.
     pub fn new(managed: Managed) -> impl PinInit<Self> {
         pin_init!(Self {
             is_managed: managed == Managed::Removed,
-            // INVARIANT: They are empty.
-            lists <- new_spinlock!(Lists {
-                first: [None; ORDERS],
-                counts: [0; ORDERS],
-            }),
+            lists <- Lists::new(),
         })
     }
 
     /// How many pages there are. Process context.
     pub fn pages(&self) -> usize {
-        let counts = self.counts();
-        (0..).zip(counts).map(|(order, count)| count << order).sum()
+        pages_of(self.counts())
     }
 
     /// How many blocks of each order. Process context.
@@ -322,6 +341,50 @@ impl PinnedDrop for Inflated {
     }
 }
 
+/// Blocks that are kept for a while, and count as used by the kernel, not as in a balloon. Dropping
+/// it frees them.
+///
+/// Takes a spinlock only, and allocates nothing: for process context, reclaim included.
+#[pin_data(PinnedDrop)]
+pub struct Kept {
+    #[pin]
+    lists: SpinLock<Lists>,
+}
+
+impl Kept {
+    /// Creates an initialiser of none.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            lists <- Lists::new(),
+        })
+    }
+
+    /// How many pages there are.
+    pub fn pages(&self) -> usize {
+        pages_of(self.lists.lock().counts)
+    }
+
+    /// Puts all of `blocks` in.
+    pub fn put(&self, blocks: &mut Blocks) {
+        while let Some(block) = blocks.blocks.pop() {
+            self.lists.lock().push(block);
+        }
+    }
+
+    /// Takes the smallest block out, if there is one.
+    pub fn take_smallest(&self) -> Option<Block> {
+        let mut lists = self.lists.lock();
+        (0..ORDERS).find_map(|order| lists.pop(order))
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Kept {
+    fn drop(self: Pin<&mut Self>) {
+        while self.take_smallest().is_some() {}
+    }
+}
+
 #[kernel::macros::kunit_tests(ferrule_mm_blocks)]
 mod tests {
     use super::*;
@@ -333,10 +396,10 @@ mod tests {
         let before = vmstat::memory().total;
         let mut blocks = Blocks::with_capacity(4)?;
         for order in [0, 2, 3, 2] {
-            blocks.allocate(order)?;
+            blocks.allocate(order, None)?;
         }
         assert!(blocks.is_full());
-        assert!(matches!(blocks.allocate(0), Err(error) if error == ENOSPC));
+        assert!(matches!(blocks.allocate(0, None), Err(error) if error == ENOSPC));
         assert_eq!(blocks.size(), 17 * PAGE_SIZE);
         assert_eq!(blocks.lend(|_, count| count)?, 4);
         inflated.put(&mut blocks);
@@ -357,11 +420,28 @@ mod tests {
     }
 
     #[test]
+    fn blocks_that_are_kept_are_the_guests() -> Result {
+        let kept = KBox::pin_init(Kept::new(), GFP_KERNEL)?;
+        let before = vmstat::memory().total;
+        let mut blocks = Blocks::with_capacity(2)?;
+        blocks.allocate(3, None)?;
+        blocks.allocate(1, None)?;
+        kept.put(&mut blocks);
+        assert!(blocks.is_empty());
+        assert_eq!(kept.pages(), 10);
+        assert_eq!(vmstat::memory().total, before);
+        assert_eq!(kept.take_smallest().map(|block| block.order()), Some(1));
+        assert_eq!(kept.pages(), 8);
+        // What is left goes with it.
+        Ok(())
+    }
+
+    #[test]
     fn a_block_is_split_into_its_pages() -> Result {
         let inflated = KBox::pin_init(Inflated::new(Managed::Counted), GFP_KERNEL)?;
         let mut blocks = Blocks::with_capacity(2)?;
-        blocks.allocate(3)?;
-        blocks.allocate(3)?;
+        blocks.allocate(3, None)?;
+        blocks.allocate(3, None)?;
         inflated.put(&mut blocks);
         let block = inflated.take(3).ok_or(EINVAL)?;
         let pfns = block.pfns();

@@ -69,7 +69,9 @@ unsafe impl Send for FreePages {}
 
 // SAFETY: By the type invariants nobody touches the pages until this is dropped.
 unsafe impl Lend for FreePages {
-    const DIRECTION: Direction = Direction::FromDevice;
+    fn direction(&self) -> Direction {
+        Direction::FromDevice
+    }
 
     fn lend<R>(
         &mut self,

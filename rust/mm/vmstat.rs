@@ -4,10 +4,11 @@
 //!
 //! All functions can be called in process context.
 //!
-//! C headers: `include/linux/vmstat.h`, `include/linux/mm.h`
+//! C headers: `include/linux/vmstat.h`, `include/linux/mm.h`, `include/linux/nodemask.h`
 
 use crate::bindings;
 use kernel::{
+    ffi,
     page::PAGE_SIZE,
     prelude::*,
     types::Opaque, //
@@ -47,6 +48,56 @@ pub fn available() -> u64 {
     // SAFETY: It can be called in any context.
     let pages = unsafe { bindings::si_mem_available() };
     pages_to_bytes(pages.max(0) as usize)
+}
+
+/// A node that has memory.
+///
+/// # Invariants
+///
+/// The node is or was in `N_MEMORY`, so it has its data (`NODE_DATA`), which stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Node(ffi::c_int);
+
+impl Node {
+    pub(super) fn id(self) -> ffi::c_int {
+        self.0
+    }
+
+    /// How many of its pages are free now.
+    pub fn free_pages(self) -> usize {
+        // SAFETY: By the type invariants the node has its data.
+        unsafe { bindings::ferrule_node_free_pages(self.0) }
+    }
+}
+
+/// The nodes that have memory, one at least.
+pub fn nodes() -> impl Iterator<Item = Node> {
+    let next = |after: ffi::c_int| {
+        // SAFETY: It only looks at `N_MEMORY`.
+        let id = unsafe { bindings::ferrule_next_memory_node(after) };
+        // INVARIANT: It is in `N_MEMORY`.
+        (id >= 0).then_some(Node(id))
+    };
+    core::iter::successors(next(-1), move |node| next(node.0))
+}
+
+/// How many pages are free where memory can be that cannot be moved, such as the kernel's own. [`None`]
+/// when that is everywhere: there is no `ZONE_MOVABLE`.
+pub fn free_kernel_pages() -> Option<usize> {
+    // SAFETY: It only looks at zones.
+    let pages = unsafe { bindings::ferrule_free_kernel_pages() };
+    (pages != usize::MAX).then_some(pages)
+}
+
+/// How many pages were written to swap since boot. 0 where the kernel does not count.
+pub fn swapped_out() -> u64 {
+    #[cfg(CONFIG_VM_EVENT_COUNTERS)]
+    {
+        // SAFETY: It is one of the events that C knows.
+        unsafe { bindings::ferrule_vm_event(bindings::vm_event_item_PSWPOUT) as u64 }
+    }
+    #[cfg(not(CONFIG_VM_EVENT_COUNTERS))]
+    0
 }
 
 fn pages_to_bytes(pages: usize) -> u64 {
@@ -126,4 +177,21 @@ pub fn events() -> Result<Option<Events>> {
     }
     #[cfg(not(CONFIG_VM_EVENT_COUNTERS))]
     Ok(None)
+}
+
+#[kernel::macros::kunit_tests(ferrule_mm_vmstat)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_have_the_memory_that_is_free() {
+        assert!(nodes().count() >= 1);
+        assert!(nodes()
+            .zip(nodes().skip(1))
+            .all(|(one, next)| one.0 < next.0));
+        let free: usize = nodes().map(Node::free_pages).sum();
+        // Others allocate and free meanwhile, and pages on the processors' lists are not counted.
+        let free = pages_to_bytes(free);
+        assert!(free > memory().free / 2 && free <= memory().total);
+    }
 }

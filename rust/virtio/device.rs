@@ -5,6 +5,7 @@
 //! C header: `include/linux/virtio.h`
 
 use super::{
+    driver::Registered,
     virtqueue::{
         QueueSet,
         MAX_QUEUES, //
@@ -24,6 +25,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    debugfs,
     device,
     new_mutex,
     new_spinlock_irq,
@@ -84,6 +86,12 @@ impl Device<device::Core<'_>> {
     /// Access to the configuration space, to keep.
     pub fn config(&self) -> Config {
         Config::new(self.link().into())
+    }
+
+    /// The directory of the driver in debugfs, which all its devices share. [`None`] without debugfs.
+    pub fn driver_debugfs(&self) -> Option<debugfs::Dir> {
+        // SAFETY: By the type invariants the device is bound by an `Adapter`, or being so.
+        unsafe { Registered::debugfs_of(self.as_raw()) }
     }
 
     /// Finds the device's queues. Those that are [`None`], because their feature was not

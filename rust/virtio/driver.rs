@@ -19,6 +19,8 @@ use core::{
     ptr, //
 };
 use kernel::{
+    container_of,
+    debugfs,
     device::{
         Core, //
         CoreInternal,
@@ -105,26 +107,54 @@ pub trait Driver: Sized {
 /// Adapts a [`Driver`] to `struct virtio_driver`, for [`driver::Registration`].
 pub struct Adapter<T: Driver>(T);
 
+/// A `struct virtio_driver`, and what else there is once for a driver.
+#[doc(hidden)]
+#[repr(C)]
+#[derive(Default)]
+pub struct Registered {
+    vdrv: bindings::virtio_driver,
+    /// While it is registered.
+    debugfs: Option<debugfs::Dir>,
+}
+
+impl Registered {
+    /// The driver's directory in debugfs.
+    ///
+    /// # Safety
+    ///
+    /// `vdev` is a valid device that is being bound, bound or being unbound by an [`Adapter`].
+    pub(super) unsafe fn debugfs_of(vdev: *mut bindings::virtio_device) -> Option<debugfs::Dir> {
+        // SAFETY: By the requirements of this function its driver is one that `register` has
+        // registered, and stays so. `debugfs` does not change meanwhile.
+        unsafe {
+            let vdrv = container_of!((*vdev).dev.driver, bindings::virtio_driver, driver);
+            (*container_of!(vdrv, Registered, vdrv)).debugfs.clone()
+        }
+    }
+}
+
 // SAFETY:
-// - `virtio_driver` is a C type, and has a `struct device_driver` at `DEVICE_DRIVER_OFFSET`.
+// - `Registered` has the layout of a C type, and a `struct device_driver` at `DEVICE_DRIVER_OFFSET`.
 // - The driver core finds no private data after `remove`: it is dropped there, before the virtio
 //   core looks whether the device was reset.
 unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
-    type DriverType = bindings::virtio_driver;
+    type DriverType = Registered;
     type DriverData<'bound> = T::Data;
-    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, driver);
+    const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, vdrv.driver);
 }
 
 // SAFETY: `unregister` is valid for what `register` has registered.
 unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
     unsafe fn register(
-        vdrv: &Opaque<Self::DriverType>,
+        registered: &Opaque<Self::DriverType>,
         name: &'static CStr,
         module: &'static ThisModule,
     ) -> Result {
+        // SAFETY: By the requirements of this function it is valid.
+        let vdrv = unsafe { &raw mut (*registered.get()).vdrv };
         // SAFETY: The fields of a `virtio_driver` can be set before it is registered.
         unsafe {
-            let vdrv = vdrv.get();
+            (*registered.get()).debugfs = Some(debugfs::Dir::new(name));
             (*vdrv).driver.name = name.as_char_ptr();
             // CAST: `DeviceId` has the layout of `virtio_device_id`.
             (*vdrv).id_table = T::ID_TABLE.as_ptr().cast();
@@ -150,12 +180,19 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         }
 
         // SAFETY: `vdrv` is initialised and stays in place until `unregister`.
-        to_result(unsafe { bindings::__register_virtio_driver(vdrv.get(), module.as_ptr()) })
+        to_result(unsafe { bindings::__register_virtio_driver(vdrv, module.as_ptr()) }).inspect_err(
+            // SAFETY: As above. Nobody else has it when it is not registered.
+            |_| drop(unsafe { (*registered.get()).debugfs.take() }),
+        )
     }
 
-    unsafe fn unregister(vdrv: &Opaque<Self::DriverType>) {
-        // SAFETY: By the requirements of this function the driver is registered.
-        unsafe { bindings::unregister_virtio_driver(vdrv.get()) }
+    unsafe fn unregister(registered: &Opaque<Self::DriverType>) {
+        // SAFETY: By the requirements of this function the driver is registered. Nobody has it
+        // afterwards.
+        unsafe {
+            bindings::unregister_virtio_driver(&raw mut (*registered.get()).vdrv);
+            drop((*registered.get()).debugfs.take());
+        }
     }
 }
 

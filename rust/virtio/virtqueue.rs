@@ -62,7 +62,7 @@ pub trait Buffer: Send + 'static {
 /// something is done with the value again, or it is dropped.
 pub unsafe trait Lend: Send + 'static {
     /// Which side writes.
-    const DIRECTION: Direction;
+    fn direction(&self) -> Direction;
 
     /// Calls a function with a scatter-gather list of the parts, and how many there are: 1 or more.
     ///
@@ -81,7 +81,9 @@ pub unsafe trait Lend: Send + 'static {
 // SAFETY: The implementer of `Buffer` returns the same memory each time: it has no way to
 // return any that somebody else has.
 unsafe impl<B: Buffer> Lend for B {
-    const DIRECTION: Direction = B::DIRECTION;
+    fn direction(&self) -> Direction {
+        B::DIRECTION
+    }
 
     fn lend<R>(
         &mut self,
@@ -115,10 +117,12 @@ pub enum Either<A, B> {
 
 // SAFETY: By the requirements of both.
 unsafe impl<A: Lend, B: Lend> Lend for Either<A, B> {
-    const DIRECTION: Direction = {
-        assert!(A::DIRECTION as u8 == B::DIRECTION as u8);
-        A::DIRECTION
-    };
+    fn direction(&self) -> Direction {
+        match self {
+            Self::First(one) => one.direction(),
+            Self::Second(other) => other.direction(),
+        }
+    }
 
     fn lend<R>(
         &mut self,
@@ -178,7 +182,8 @@ pub trait Handler: Send + Sync {
 pub enum Notify {
     /// Nothing, and the device is asked for no interrupts.
     Never,
-    /// Wakes [`VirtQueue::wait`].
+    /// Wakes [`VirtQueue::wait`]. There are none but while somebody waits, for which there may be one
+    /// at a time.
     Waiters,
     /// Calls a function, then wakes [`VirtQueue::wait`].
     Handler(Arc<dyn Handler>),
@@ -218,6 +223,10 @@ impl Queues {
         }
         // INVARIANT: This is the first `VirtQueue` of the queue, so it carries nothing yet.
         state.release = Some(release::<B>);
+        if state.handler.is_none() && !state.vq.is_null() {
+            // SAFETY: `vq` is valid and the lock serialises its use.
+            unsafe { bindings::virtqueue_disable_cb(state.vq) };
+        }
         drop(state);
         Ok(VirtQueue {
             set: self.0.clone(),
@@ -252,12 +261,13 @@ impl<B: Lend> VirtQueue<B> {
         let token = buffer.into_foreign();
         // SAFETY: Nobody else has the buffer yet.
         let lent = unsafe { &mut *token.cast::<B>() };
+        let direction = lent.direction();
         let added = lent.lend(|sg, count| {
             let state = self.slot().state.lock();
             if state.vq.is_null() {
                 return Err(ENODEV);
             }
-            let add = match B::DIRECTION {
+            let add = match direction {
                 Direction::ToDevice => bindings::virtqueue_add_outbuf,
                 Direction::FromDevice => bindings::virtqueue_add_inbuf,
             };
@@ -319,7 +329,7 @@ impl<B: Lend> VirtQueue<B> {
         // `KBox::<B>::into_foreign`, and the queue gives each back once.
         let mut buffer = unsafe { KBox::<B>::from_foreign(token) };
         // The length is what the device says: do not believe it.
-        let written = match B::DIRECTION {
+        let written = match buffer.direction() {
             Direction::ToDevice => 0,
             Direction::FromDevice => (written as usize).min(buffer.size()),
         };
@@ -343,9 +353,21 @@ impl<B: Lend> VirtQueue<B> {
     /// Waits until `ready` returns something, at most for `timeout`. It is asked after each
     /// interrupt of the queue, when its handler has returned, and when the queue is deleted. Process
     /// context; `ready` must not sleep.
-    pub fn wait_until<R>(&self, timeout: Delta, ready: impl FnMut() -> Option<R>) -> Option<R> {
+    pub fn wait_until<R>(&self, timeout: Delta, mut ready: impl FnMut() -> Option<R>) -> Option<R> {
         let timeout = msecs_to_jiffies(timeout.as_millis().clamp(1, i32::MAX.into()) as u32);
-        self.slot().used.wait(timeout, ready)
+        if self.slot().state.lock().handler.is_some() {
+            return self.slot().used.wait(timeout, ready);
+        }
+        let result = self.slot().used.wait(timeout, || {
+            ready().or_else(|| match self.enable_notify() {
+                // What was used before that has caused no interrupt.
+                Ok(false) => ready(),
+                _ => None,
+            })
+        });
+        // A queue that is deleted has none.
+        let _ = self.disable_notify();
+        result
     }
 
     /// Asks the device for no interrupts: a hint.

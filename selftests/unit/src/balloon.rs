@@ -13,7 +13,7 @@ mod plan;
 mod tests {
     use super::{
         message::{Message, Pfns, Stats, STATS},
-        plan::{block_order, next_step, room_pages, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE},
+        plan::{block_order, Memory, Plan, Shares, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE},
     };
     use proptest::prelude::*;
 
@@ -72,16 +72,93 @@ mod tests {
         assert_eq!(Units::new(16).in_units((1 << 28) - 1), u32::MAX - 15);
     }
 
+    /// What a guest with so much available would be told to do by a host that wants everything.
+    fn grow(plan: &mut Plan, available: u64, total: u64) -> Step {
+        plan.next(u64::MAX, 0, Memory { available, total }, 12)
+    }
+
     #[test]
     fn the_guest_keeps_a_reserve() {
         let gib = 1024 * MIB;
-        assert_eq!(room_pages(RESERVE, gib, 12), 0);
-        assert_eq!(room_pages(RESERVE - 1, gib, 12), 0);
-        assert_eq!(room_pages(RESERVE + 4096, gib, 12), 1);
+        let plan = || Plan::new(0, false);
+        assert_eq!(grow(&mut plan(), RESERVE, gib), Step::Wait);
+        assert_eq!(grow(&mut plan(), RESERVE - 1, gib), Step::Wait);
+        assert_eq!(grow(&mut plan(), RESERVE + 4096, gib), Step::Inflate(1));
         // An eighth of a small guest.
-        assert_eq!(room_pages(16 * MIB, 128 * MIB, 12), 0);
-        assert_eq!(room_pages(17 * MIB, 128 * MIB, 12), 256);
-        assert_eq!(room_pages(0, 0, 12), 0);
+        assert_eq!(grow(&mut plan(), 16 * MIB, 128 * MIB), Step::Wait);
+        assert_eq!(grow(&mut plan(), 17 * MIB, 128 * MIB), Step::Inflate(256));
+        assert_eq!(grow(&mut plan(), 0, 0), Step::Wait);
+        // What was asked for, however large.
+        let mut plan = Plan::new(512, false);
+        assert_eq!(grow(&mut plan, 512 * MIB, gib), Step::Wait);
+        assert_eq!(plan.reserve(gib), 512 * MIB);
+    }
+
+    #[test]
+    fn the_balloon_shrinks_only_if_it_may() {
+        let low = Memory {
+            available: 10 * MIB,
+            total: 1024 * MIB,
+        };
+        for (min_available_mb, may_shrink, shrinks) in [
+            (0, false, false),
+            (0, true, true),
+            (64, false, true),
+            (64, true, true),
+        ] {
+            let mut plan = Plan::new(min_available_mb, may_shrink);
+            assert_eq!(plan.gives_back(), shrinks);
+            let step = plan.next(1 << 17, 1 << 17, low, 12);
+            // To 64 MiB and an eighth.
+            let pages = (72 - 10) * 256;
+            assert_eq!(
+                step,
+                if shrinks {
+                    Step::Deflate(pages)
+                } else {
+                    Step::Rest
+                }
+            );
+            // No more than there is.
+            if shrinks {
+                assert_eq!(plan.next(1 << 17, 100, low, 12), Step::Deflate(100));
+            }
+            // As far as the host wants, if that is further.
+            assert_eq!(plan.next(0, 1 << 17, low, 12), Step::Deflate(1 << 17));
+        }
+    }
+
+    #[test]
+    fn the_balloon_does_not_come_back_at_once() {
+        let gib = 1024 * MIB;
+        let mut plan = Plan::new(0, false);
+        plan.is_short_of_memory();
+        assert_eq!(grow(&mut plan, RESERVE + 10 * MIB, gib), Step::Wait);
+        assert_eq!(grow(&mut plan, RESERVE + 17 * MIB, gib), Step::Inflate(256));
+        // It goes on down to the reserve.
+        assert_eq!(
+            grow(&mut plan, RESERVE + 16 * MIB, gib),
+            Step::Inflate(16 * 256)
+        );
+    }
+
+    #[test]
+    fn growth_pauses_longer_and_longer_while_the_guest_swaps() {
+        let mut plan = Plan::new(0, false);
+        assert_eq!(plan.pause_after(4096, 0), None);
+        assert_eq!(plan.pause_after(4096, 256), None);
+        let pauses: Vec<_> = (0..6).map(|_| plan.pause_after(4096, 257)).collect();
+        assert_eq!(pauses, [1000, 2000, 4000, 8000, 16000, 16000].map(Some));
+        assert_eq!(plan.pause_after(4096, 10), None);
+        assert_eq!(plan.pause_after(1, 1), Some(1000));
+    }
+
+    #[test]
+    fn nodes_give_in_proportion() {
+        let mut shares = Shares::new(1000, 400);
+        assert_eq!([100, 300].map(|free| shares.next(free)), [250, 750]);
+        let mut shares = Shares::new(10, 0);
+        assert_eq!([0, 0].map(|free| shares.next(free)), [0, 0]);
     }
 
     #[test]
@@ -115,26 +192,29 @@ mod tests {
             target in any::<u32>(),
             size in any::<u32>(),
             page_shift in 12u32..=16,
-            failing in 0usize..64,
+            failing in 0u64..64,
         ) {
             let units = Units::new(page_shift);
             let target = units.target_pages(target % (1 << 20));
             let mut size = u64::from(size % (1 << 20));
-            let batch = units.batch_pages();
+            let batch = units.batch_pages() as u64;
+            let mut plan = Plan::new(0, false);
+            let plenty = Memory { available: 1 << 50, total: 1 << 50 };
             let mut steps = 0u64;
-            let least = size.abs_diff(target).div_ceil(batch as u64);
+            let least = size.abs_diff(target).div_ceil(batch);
             loop {
                 let before = size.abs_diff(target);
-                match next_step(target, size, batch) {
+                match plan.next(target, size, plenty, page_shift) {
                     Step::Rest => break,
+                    Step::Wait => prop_assert!(false, "there is plenty"),
                     Step::Inflate(pages) => {
-                        prop_assert!((1..=batch).contains(&pages));
-                        size += pages as u64;
+                        prop_assert_eq!(pages, before);
+                        size += pages.min(batch);
                     }
                     Step::Deflate(pages) => {
-                        prop_assert!((1..=batch).contains(&pages));
+                        prop_assert_eq!(pages, before);
                         // A host may do less than it is asked for, but never overshoots.
-                        size -= pages.saturating_sub(failing % pages) as u64;
+                        size -= pages.min(batch).saturating_sub(failing % pages.min(batch));
                     }
                 }
                 prop_assert!(size.abs_diff(target) < before);
@@ -142,6 +222,72 @@ mod tests {
             }
             prop_assert_eq!(size, target);
             prop_assert!(steps >= least);
+        }
+
+        /// A guest whose use goes up and down, and a host that changes its mind: the balloon never
+        /// leaves the way between where it is and the target, but for the guest's need.
+        #[test]
+        fn the_balloon_stays_between_the_host_and_the_guest(
+            days in proptest::collection::vec((0u64..1024, 0u64..900, 1usize..40), 1..40),
+            min_available_mb in prop::sample::select(vec![0u32, 100]),
+            may_shrink in any::<bool>(),
+        ) {
+            let total = 1024 * 256;
+            let mut plan = Plan::new(min_available_mb, may_shrink);
+            let reserve = plan.reserve(total << 12) >> 12;
+            let mut size = 0;
+            for (target, used, steps) in days {
+                let (target, used) = (target * 256, used * 256);
+                let mut turns = 0;
+                let mut last = Step::Rest;
+                for _ in 0..steps {
+                    let available = (total - size.min(total)).saturating_sub(used);
+                    let memory = Memory { available: available << 12, total: total << 12 };
+                    let step = plan.next(target, size, memory, 12);
+                    match step {
+                        Step::Rest => prop_assert_eq!(size, target),
+                        Step::Wait => {}
+                        Step::Inflate(pages) => {
+                            prop_assert!(size + pages <= target);
+                            prop_assert!(available - pages >= reserve);
+                            size += pages.min(4096);
+                        }
+                        Step::Deflate(pages) => {
+                            prop_assert!(pages <= size);
+                            prop_assert!(
+                                size - pages >= target || plan.gives_back() && available < reserve
+                            );
+                            size -= pages.min(4096);
+                        }
+                    }
+                    turns += usize::from(matches!(
+                        (last, step),
+                        (Step::Inflate(_), Step::Deflate(_)) | (Step::Deflate(_), Step::Inflate(_))
+                    ));
+                    last = step;
+                }
+                // Nothing changes meanwhile, so it turns at most once.
+                prop_assert!(turns <= 1, "{} turns", turns);
+            }
+        }
+
+        #[test]
+        fn shares_add_up(
+            wanted in 0u64..1 << 20,
+            free in proptest::collection::vec(0u64..1 << 36, 1..64),
+        ) {
+            let sum = free.iter().sum::<u64>();
+            let mut shares = Shares::new(wanted, sum);
+            let given: Vec<_> = free.iter().map(|&free| shares.next(free)).collect();
+            prop_assert_eq!(given.iter().sum::<u64>(), if sum > 0 { wanted } else { 0 });
+            for (&free, &share) in free.iter().zip(&given) {
+                let exact = wanted as f64 * free as f64 / sum.max(1) as f64;
+                prop_assert!((share as f64 - exact).abs() <= 1.001, "{} of {}", share, exact);
+            }
+            // More free than was counted.
+            let mut shares = Shares::new(wanted, sum);
+            let given: u64 = free.iter().map(|&free| shares.next(free * 2 + 1)).sum();
+            prop_assert!(given <= wanted);
         }
 
         #[test]
@@ -163,13 +309,6 @@ mod tests {
                 prop_assert_eq!(this.len(), 1 << (page_shift - 12));
                 prop_assert_eq!(this.last().unwrap() + 1, next[0]);
             }
-        }
-
-        #[test]
-        fn room_never_eats_the_reserve(available in any::<u64>(), total in any::<u64>()) {
-            let room = room_pages(available, total, 12) << 12;
-            let reserve = RESERVE.min(total / 8);
-            prop_assert!(room == 0 || available - room >= reserve);
         }
     }
 }

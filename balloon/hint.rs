@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Free page hints: a host that migrates the guest is told which memory it need not copy.
+//!
+//! The host puts a command into the configuration space. An *id* starts a round: the guest sends
+//! the id, then all free memory in blocks of the largest order, then a stop sign, all through one
+//! queue. It keeps the blocks, which the host does not copy any more. (When the guest writes to one
+//! later it is dirty, and copied like any other.) *Stop*, or another id, ends a round. *Done* says
+//! that the guest may use the blocks again; memory pressure (the shrinker) takes them back earlier.
+//! They count as used, and not as in the balloon.
+//!
+//! # Who runs when
+//!
+//! - The work: rounds, and done. Never twice at a time. `round` is its own.
+//! - A change of the configuration, in hard interrupt context: enqueues the work, which reads the
+//!   command, also in the middle of a round. It is read after a change only, for QEMU shows *stop*
+//!   during a round.
+//! - The shrinker, in reclaim, on any CPU, also below an allocation of the work. It takes back what
+//!   the host has returned, by `queue`, `idle` and `held`: spinlocks that are held for a moment
+//!   each, one at a time, with nothing allocated.
+//! - The interrupt of the queue only wakes the work where that waits. (C has none: when the queue
+//!   is full it frees what it has allocated and tries again until there is room.)
+//! - The balloon's work takes back what is kept as the shrinker does, when it finds no memory.
+//! - Sleep: the work is frozen; the queue is deleted with what is in it, then what is kept is
+//!   freed. The shrinker may run all the time.
+//! - Unbinding: the same with the work disabled, and last of all the shrinker is unregistered.
+//!
+//! # Whose blocks
+//!
+//! In C the shrinker and *done* free blocks that may still be in the queue: QEMU does not mind.
+//! Here what is in the queue belongs to the queue, as always: a device may write to a buffer that
+//! it was given to write to until it returns it. So that a slow host keeps little from a guest that
+//! is short of memory, few blocks are sent at a time.
+
+use crate::host::{
+    Host,
+    STEP, //
+};
+use core::mem;
+use ferrule::{
+    mm::{
+        blocks::{
+            Blocks,
+            Kept,
+            MAX_ORDER, //
+        },
+        shrinker::{
+            self,
+            Shrink, //
+        }, //
+    },
+    new_owned_work,
+    virtio::{
+        Buffer,
+        ByteOrder,
+        Direction,
+        Either,
+        VirtQueue, //
+    },
+    work::{
+        OwnedWork,
+        Run, //
+    },
+    workqueue::OwnedQueue, //
+};
+use kernel::{
+    new_mutex,
+    new_spinlock,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        atomic::{
+            AtomicFlag,
+            Full,
+            Relaxed, //
+        },
+        Arc,
+        Mutex,
+        SpinLock, //
+    }, //
+};
+
+/// The command that ends a round, and the sign that a round has ended
+/// (`VIRTIO_BALLOON_CMD_ID_STOP`).
+const STOP: u32 = 0;
+/// The command to use the blocks again (`VIRTIO_BALLOON_CMD_ID_DONE`). All others are ids.
+const DONE: u32 = 1;
+
+const BLOCK_PAGES: usize = 1 << MAX_ORDER;
+/// So many messages of blocks are with the host at a time: one that it reads, one that waits.
+const MESSAGES: usize = 2;
+/// As many blocks as make 32 MiB, in a message.
+const MESSAGE_BLOCKS: usize = {
+    let blocks = (32 << 20) / (BLOCK_PAGES * PAGE_SIZE);
+    if blocks > 0 {
+        blocks
+    } else {
+        1
+    }
+};
+/// A round, which nobody depends on, does not wait for the host for more than so many [`STEP`]s. So
+/// the system can go to sleep whatever the host does: it waits 20 s for work to be frozen.
+const PATIENCE_STEPS: u32 = 50;
+
+/// What the queue carries.
+pub(crate) type Lent = Either<Blocks, Command>;
+
+/// An id, or a stop sign.
+pub(crate) struct Command([u8; 4]);
+
+impl Buffer for Command {
+    const DIRECTION: Direction = Direction::ToDevice;
+
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+/// What the driver has of free page hints.
+pub(crate) struct Hinting {
+    // In the order in which they have to go: what uses the others first.
+    _shrinker: shrinker::Registration<Hints>,
+    work: Pin<KBox<OwnedWork<Rounds>>>,
+    queue: OwnedQueue,
+    hints: Arc<Hints>,
+}
+
+impl Hinting {
+    pub(crate) fn new(host: Arc<Host>, order: ByteOrder) -> Result<Self> {
+        let hints = Arc::pin_init(Hints::new(host, order), GFP_KERNEL)?;
+        Ok(Self {
+            _shrinker: shrinker::Registration::new(hints.clone(), c"virtio-balloon-rs")?,
+            work: KBox::pin_init(
+                new_owned_work!(Ok::<_, Error>(Rounds(hints.clone())), "balloon_hint"),
+                GFP_KERNEL,
+            )?,
+            queue: OwnedQueue::freezable(c"balloon_hint")?,
+            hints,
+        })
+    }
+
+    /// Connects the queue, after probe and after each restore. Process context, without work.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] when the queue has no room for a block beside a command.
+    pub(crate) fn connect(&self, queue: VirtQueue<Lent>) -> Result {
+        self.hints.connect(queue)
+    }
+
+    /// What is kept, for who needs memory.
+    pub(crate) fn hints(&self) -> Arc<Hints> {
+        self.hints.clone()
+    }
+
+    /// There may be another command. Any context.
+    pub(crate) fn changed(&self) {
+        self.hints.is_changed.store(true, Relaxed);
+        // Orders it: the work sees it, whether it is about to run or runs.
+        self.work.enqueue(&self.queue);
+    }
+
+    /// Ends the work for good.
+    pub(crate) fn disable(&self) {
+        self.work.disable();
+    }
+
+    /// Frees what is kept. The queue has to be deleted, and what was in it was freed by that.
+    pub(crate) fn release(&self) {
+        self.hints.release();
+    }
+}
+
+/// See the module's description.
+#[pin_data]
+pub(crate) struct Hints {
+    host: Arc<Host>,
+    order: ByteOrder,
+    /// The configuration has changed since the command was read.
+    is_changed: AtomicFlag,
+    #[pin]
+    queue: SpinLock<Option<Arc<VirtQueue<Lent>>>>,
+    /// Messages that are not with the host. Nothing is allocated but blocks once there are queues.
+    #[pin]
+    idle: SpinLock<Idle>,
+    /// Blocks that the host has returned.
+    #[pin]
+    held: Kept,
+    /// Sleeps. The work holds it while it waits for the host.
+    #[pin]
+    round: Mutex<Round>,
+}
+
+/// Messages that are not with the host.
+struct Idle {
+    /// Without blocks.
+    blocks: KVec<KBox<Lent>>,
+    /// So many there are when the host has none.
+    count: usize,
+    /// For commands. One at a time, so that one entry of the queue is enough.
+    command: Option<KBox<Lent>>,
+}
+
+/// What the host wants.
+struct Round {
+    /// The command that was read last.
+    command: u32,
+    /// The id of the last round.
+    active: u32,
+}
+
+impl Hints {
+    fn new(host: Arc<Host>, order: ByteOrder) -> impl PinInit<Self> {
+        pin_init!(Self {
+            host,
+            order,
+            is_changed: AtomicFlag::new(false),
+            queue <- new_spinlock!(None, "balloon_hint_queue"),
+            idle <- new_spinlock!(Idle {
+                blocks: KVec::new(),
+                count: 0,
+                command: None,
+            }, "balloon_hint_idle"),
+            held <- Kept::new(),
+            round <- new_mutex!(Round { command: STOP, active: STOP }, "balloon_hint_round"),
+        })
+    }
+
+    fn connect(&self, queue: VirtQueue<Lent>) -> Result {
+        let entries = queue.size()?.saturating_sub(1);
+        if entries == 0 {
+            return Err(ENOSPC);
+        }
+        let capacity = MESSAGE_BLOCKS.min((entries / MESSAGES).max(1));
+        let count = MESSAGES.min(entries / capacity);
+        let mut blocks = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            let message = Either::First(Blocks::with_capacity(capacity)?);
+            blocks.push(KBox::new(message, GFP_KERNEL)?, GFP_KERNEL)?;
+        }
+        let idle = Idle {
+            blocks,
+            count,
+            command: Some(KBox::new(Either::Second(Command([0; 4])), GFP_KERNEL)?),
+        };
+        let queue = Arc::new(queue, GFP_KERNEL)?;
+
+        *self.round.lock() = Round {
+            command: STOP,
+            active: STOP,
+        };
+        let idle = mem::replace(&mut *self.idle.lock(), idle);
+        let queue = self.queue.lock().replace(queue);
+        // Not under the locks.
+        drop((idle, queue));
+        Ok(())
+    }
+
+    fn queue(&self) -> Option<Arc<VirtQueue<Lent>>> {
+        self.queue.lock().clone()
+    }
+
+    /// Takes what the host has returned. Process context, reclaim included; does not sleep.
+    fn collect(&self, queue: &VirtQueue<Lent>) -> Result {
+        while let Some(mut used) = queue.get()? {
+            if let Either::First(blocks) = &mut *used.buffer {
+                self.held.put(blocks);
+                // There is room. One that was in a queue of before is one too many.
+                let _ = self.idle.lock().blocks.push_within_capacity(used.buffer);
+            } else {
+                self.idle.lock().command = Some(used.buffer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until `find` finds something in what is not with the host. Returns `None` when `ends`
+    /// says so, and when the device is about to be reset.
+    ///
+    /// # Errors
+    ///
+    /// [`ETIMEDOUT`] when it took too long.
+    fn wait<R>(
+        &self,
+        queue: &VirtQueue<Lent>,
+        ends: impl Fn() -> bool,
+        mut find: impl FnMut(&mut Idle) -> Option<R>,
+    ) -> Result<Option<R>> {
+        for _ in 0..PATIENCE_STEPS {
+            let found = queue.wait_until(STEP, || match self.collect(queue) {
+                Ok(()) => find(&mut self.idle.lock()).map(Ok),
+                Err(error) => Some(Err(error)),
+            });
+            if let Some(found) = found {
+                return found.map(Some);
+            }
+            if ends() || self.host.is_leaving() {
+                return Ok(None);
+            }
+        }
+        Err(ETIMEDOUT)
+    }
+
+    /// Does what the host wants.
+    fn obey(&self) -> Result {
+        let queue = self.queue().ok_or(ENODEV)?;
+        let mut round = self.round.lock();
+        match self.newest(&mut round)? {
+            STOP => Ok(()),
+            DONE => self.give_back(&queue),
+            id if id == round.active => Ok(()),
+            id => {
+                round.active = id;
+                self.tell(&queue, id)?;
+                let sent = self.send_blocks(&queue, &mut round);
+                // Whatever it was that ended the round.
+                self.tell(&queue, STOP)?;
+                sent
+            }
+        }
+    }
+
+    /// The latest command.
+    fn newest(&self, round: &mut Round) -> Result<u32> {
+        if self.is_changed.xchg(false, Full) {
+            round.command = self.host.hint_command()?;
+        }
+        Ok(round.command)
+    }
+
+    /// Sends an id or a stop sign.
+    fn tell(&self, queue: &VirtQueue<Lent>, id: u32) -> Result {
+        let idle = self.wait(queue, || false, |idle| idle.command.take())?;
+        let Some(mut message) = idle else {
+            return Ok(());
+        };
+        if let Either::Second(command) = &mut *message {
+            command.0 = self.order.u32(id);
+        }
+        queue.add(message)?;
+        queue.kick()
+    }
+
+    /// Sends free memory until there is no block left, or the host wants something else.
+    fn send_blocks(&self, queue: &VirtQueue<Lent>, round: &mut Round) -> Result {
+        let is_changed = || self.is_changed.load(Relaxed);
+        while self.newest(round)? == round.active && !self.host.is_leaving() {
+            let Some(mut message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
+                continue;
+            };
+            let Either::First(blocks) = &mut *message else {
+                break;
+            };
+            while !blocks.is_full() && blocks.allocate(MAX_ORDER, None).is_ok() {}
+            if blocks.is_empty() {
+                let _ = self.idle.lock().blocks.push_within_capacity(message);
+                break;
+            }
+            queue.add(message)?;
+            queue.kick()?;
+        }
+        Ok(())
+    }
+
+    /// Frees all blocks, those included that the host has yet to return.
+    fn give_back(&self, queue: &VirtQueue<Lent>) -> Result {
+        self.release();
+        let is_changed = || self.is_changed.load(Relaxed);
+        let result = self.wait(queue, is_changed, |idle| {
+            (idle.blocks.len() == idle.count).then_some(())
+        });
+        self.release();
+        // What did not come is left to the shrinker.
+        result.map(|_| ())
+    }
+
+    fn release(&self) {
+        while self.held.take_smallest().is_some() {}
+    }
+}
+
+impl Shrink for Hints {
+    fn count(&self) -> usize {
+        let is_complete = {
+            let idle = self.idle.lock();
+            idle.blocks.len() == idle.count
+        };
+        if let Some(queue) = self.queue().filter(|_| !is_complete) {
+            // A broken queue has nothing to give.
+            let _ = self.collect(&queue);
+        }
+        self.held.pages()
+    }
+
+    fn scan(&self, wanted: usize) -> Option<usize> {
+        let mut freed = 0;
+        while freed < wanted {
+            // Freed at once.
+            let Some(block) = self.held.take_smallest() else {
+                break;
+            };
+            freed += 1 << block.order();
+        }
+        (freed > 0).then_some(freed)
+    }
+}
+
+/// The work.
+struct Rounds(Arc<Hints>);
+
+impl Run for Rounds {
+    fn run(work: &OwnedWork<Self>) {
+        if let Err(error) = work.0.obey() {
+            dev_warn!(
+                &*work.0.host.dev,
+                "the host does not take hints ({error:?})\n"
+            );
+        }
+    }
+}

@@ -1,0 +1,571 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Moves the balloon to the size that the host wants, or as near as the guest can afford.
+//!
+//! Who may run at the same time:
+//!
+//! - the work, one step after the other, with `moving` held;
+//! - a change of what the host wants (hardirq), which sets a flag and enqueues the work;
+//! - migration of single pages (compaction, in any task), with the host's channel;
+//! - the OOM notifier (in any task that allocates, below the allocator), which takes blocks out, or
+//!   single pages with the host's channel if nobody else has it. It does not take `moving`, with
+//!   which memory is allocated;
+//! - freeze and unbind, after the work.
+//!
+//! So what is in the balloon is in two places that have locks of their own, and its size is their sum.
+
+use crate::{
+    discard::{
+        Discards,
+        Lent, //
+    },
+    hint::Hints,
+    host::{
+        Channel,
+        Host,
+        Migrator,
+        Way,
+        WAKE_RESIZE, //
+    },
+    plan::{
+        block_order,
+        Memory,
+        Plan,
+        Shares,
+        Step,
+        MIN_ORDER, //
+    },
+    progress::{
+        Going,
+        Progress, //
+    }, //
+};
+use core::cmp::min;
+use ferrule::{
+    mm::{
+        balloon::{
+            Allocated,
+            Balloon,
+            Managed,
+            Pages, //
+        },
+        blocks::{
+            self,
+            Blocks,
+            Inflated, //
+        },
+        oom::OutOfMemory,
+        shrinker::Shrink,
+        vmstat::{
+            self,
+            Node, //
+        }, //
+    },
+    virtio::Either,
+    work::{
+        OwnedWork,
+        Run, //
+    }, //
+};
+use kernel::{
+    new_mutex,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        Arc,
+        Mutex, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+    workqueue::system_freezable, //
+};
+
+/// How many messages about single pages make a step. Between steps the host is waited for.
+const STEP_MESSAGES: usize = 16;
+
+/// How long to wait when there is no memory to be had.
+const RETRY: Delta = Delta::from_millis(200);
+
+/// How often to look whether the guest has enough memory.
+const WATCH: Delta = Delta::from_secs(1);
+
+/// How many pages are given to somebody who finds no memory, at least, if there are any
+/// (`VIRTIO_BALLOON_OOM_NR_PAGES`).
+const GIVE: usize = 256;
+
+/// How often the host's channel is tried then, a millisecond apart.
+const GIVE_TRIES: usize = 1000;
+
+/// Work that moves the balloon by one step towards the size that the host wants, and enqueues
+/// itself until it is there.
+#[pin_data]
+pub(crate) struct Resize {
+    host: Arc<Host>,
+    /// For blocks, if the host takes any.
+    discards: Option<Arc<Discards>>,
+    /// What is kept for hints is free memory, for the balloon as for anybody.
+    hints: Option<Arc<Hints>>,
+    managed: Managed,
+    /// Single pages.
+    #[pin]
+    balloon: Balloon<Migrator>,
+    #[pin]
+    blocks: Inflated,
+    /// Sleeps; held while the balloon moves. The host's channel is locked with it.
+    #[pin]
+    moving: Mutex<Moving>,
+    /// Sleeps; so that the host is never told an old size after a new one.
+    #[pin]
+    telling: Mutex<()>,
+    #[pin]
+    progress: Progress,
+}
+
+/// What moves.
+struct Moving {
+    plan: Plan,
+    incoming: Pages<Allocated>,
+    /// Blocks on their way in, empty but for then. With the host while it discards them, and for ever
+    /// if it does not answer.
+    message: Option<KBox<Lent>>,
+    /// For the pages of a block of which some are wanted back.
+    rest: Pages<Allocated>,
+    /// There was nothing to be had last time, and the log says so.
+    is_starved: bool,
+}
+
+/// When the next step is.
+enum Next {
+    Now,
+    After(Delta),
+    /// When the host wants something else.
+    Never,
+}
+
+impl Resize {
+    pub(crate) fn new(
+        host: Arc<Host>,
+        discards: Option<Arc<Discards>>,
+        hints: Option<Arc<Hints>>,
+        managed: Managed,
+        plan: Plan,
+    ) -> Result<impl PinInit<Self>> {
+        let rest = if discards.is_some() {
+            1 << blocks::MAX_ORDER
+        } else {
+            0
+        };
+        let moving = Moving {
+            plan,
+            incoming: Pages::with_capacity(host.units.batch_pages())?,
+            message: None,
+            rest: Pages::with_capacity(rest)?,
+            is_starved: false,
+        };
+        Ok(pin_init!(Self {
+            balloon <- Balloon::new(Migrator(host.clone()), managed),
+            blocks <- Inflated::new(managed),
+            moving <- new_mutex!(moving, "balloon_moving"),
+            telling <- new_mutex!((), "balloon_telling"),
+            progress <- Progress::new(),
+            discards,
+            hints,
+            managed,
+            host,
+        }))
+    }
+
+    /// Makes ready for the queues, after probe and after each restore.
+    pub(crate) fn connect(&self) -> Result {
+        let Some(discards) = &self.discards else {
+            return Ok(());
+        };
+        let message = match discards.capacity() {
+            0 => None,
+            capacity => Some(KBox::new(
+                Either::First(Blocks::with_capacity(capacity)?),
+                GFP_KERNEL,
+            )?),
+        };
+        self.moving.lock().message = message;
+        Ok(())
+    }
+
+    /// How many pages are in the balloon. Process context.
+    pub(crate) fn size(&self) -> usize {
+        self.balloon.len() + self.blocks.pages()
+    }
+
+    /// How many of them are single ones.
+    pub(crate) fn single_pages(&self) -> usize {
+        self.balloon.len()
+    }
+
+    /// How many blocks of each order there are. Process context.
+    pub(crate) fn block_counts(&self) -> [usize; blocks::MAX_ORDER as usize + 1] {
+        self.blocks.counts()
+    }
+
+    /// How large the host wants it, in pages. Process context.
+    pub(crate) fn target(&self) -> Result<u64> {
+        self.host.target_pages()
+    }
+
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Whether the balloon shrinks when the guest has too little memory. Process context.
+    pub(crate) fn gives_back(&self) -> bool {
+        self.moving.lock().plan.gives_back()
+    }
+
+    /// Tells the host how large the balloon is.
+    pub(crate) fn tell_size(&self) -> Result {
+        let _telling = self.telling.lock();
+        self.host.set_actual(self.size())
+    }
+
+    fn memory(&self) -> Memory {
+        let memory = vmstat::memory();
+        Memory {
+            available: memory.available,
+            total: match self.managed {
+                Managed::Counted => memory.total,
+                Managed::Removed => memory.total + (self.size() * PAGE_SIZE) as u64,
+            },
+        }
+    }
+
+    /// Moves by one step.
+    fn step(&self) -> Result<Next> {
+        self.host.clear_changed();
+        let target = self.host.target_pages()?;
+        let mut moving = self.moving.lock();
+        let size = self.size() as u64;
+        let step = moving
+            .plan
+            .next(target, size, self.memory(), PAGE_SHIFT as u32);
+        let next = match step {
+            Step::Rest => {
+                self.progress.rests();
+                return Ok(if size > 0 && moving.plan.gives_back() {
+                    Next::After(WATCH)
+                } else {
+                    Next::Never
+                });
+            }
+            Step::Wait => self.wait(&mut moving, target.saturating_sub(size)),
+            Step::Inflate(pages) => {
+                self.progress.begins(Going::In);
+                let swapped = vmstat::swapped_out();
+                let result = self.inflate(&mut moving, pages as usize);
+                let taken = (self.size() as u64).saturating_sub(size);
+                self.progress.ends(taken);
+                result?;
+                let swapped = vmstat::swapped_out() - swapped;
+                if taken == 0 {
+                    self.wait(&mut moving, pages)
+                } else {
+                    moving.is_starved = false;
+                    match moving.plan.pause_after(taken, swapped) {
+                        None => Next::Now,
+                        Some(pause) => Next::After(Delta::from_millis(pause.into())),
+                    }
+                }
+            }
+            Step::Deflate(pages) => {
+                self.progress.begins(Going::Out);
+                let result = self.deflate(&mut moving, pages as usize);
+                self.progress.ends(size.saturating_sub(self.size() as u64));
+                match result? {
+                    0 => Next::Never,
+                    _ => Next::Now,
+                }
+            }
+        };
+        self.tell_size()?;
+        Ok(next)
+    }
+
+    /// There is no memory to be had just now, but for what is kept for hints.
+    fn wait(&self, moving: &mut Moving, wanted: u64) -> Next {
+        if let Some(hints) = &self.hints {
+            if hints.count() > 0 && hints.scan(wanted as usize).is_some() {
+                return Next::Now;
+            }
+        }
+        moving.plan.is_short_of_memory();
+        self.progress.waits();
+        if !moving.is_starved && self.progress.may_tell() {
+            dev_info!(
+                &*self.host.dev,
+                "the guest has no memory to spare: waiting\n"
+            );
+        }
+        moving.is_starved = true;
+        // The guest may have freed some by then.
+        Next::After(RETRY)
+    }
+
+    /// Puts memory in, at most so many pages: a message of blocks if there are any, or else some
+    /// messages of pages.
+    fn inflate(&self, moving: &mut Moving, wanted: usize) -> Result {
+        if self.inflate_blocks(moving, wanted)? {
+            return Ok(());
+        }
+        let batch = self.host.units.batch_pages();
+        let wanted = min(wanted, batch * STEP_MESSAGES);
+        let result = by_node(wanted, |node, mut wanted| {
+            let all = wanted;
+            while wanted > 0 {
+                // Not under the channel's lock: an allocation may wait for the migration of a page.
+                match moving.incoming.allocate(min(wanted, batch), node) {
+                    0 => break,
+                    pages => wanted -= pages,
+                }
+                self.host
+                    .with_channel(|channel| self.send_in(channel, &mut moving.incoming))?;
+                // Not before: a step that takes nothing means that there is nothing to be had.
+                if self.host.has_changed() {
+                    break;
+                }
+            }
+            Ok(all - wanted)
+        });
+        self.host
+            .with_channel(|channel| self.host.settle(channel, Way::Inflate))?;
+        result
+    }
+
+    fn send_in(&self, channel: &mut Channel, pages: &mut Pages<Allocated>) -> Result {
+        let sent = self.host.letter(channel, Way::Inflate).and_then(|letter| {
+            self.host.send(channel, Way::Inflate, letter, |letter| {
+                letter.write(&self.host, pages.pfns())?;
+                // Before the host is told: it may take them at any time from then on.
+                self.balloon.enqueue(pages);
+                Ok(())
+            })?;
+            Ok(())
+        });
+        // Those that the host was not told of, for whatever reason: there has to be room the next time.
+        pages.clear();
+        sent
+    }
+
+    /// Puts blocks in, the largest that are free. Says whether there were any.
+    fn inflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<bool> {
+        let Some(discards) = &self.discards else {
+            return Ok(false);
+        };
+        let Some(mut message) = moving.message.take() else {
+            return Ok(false);
+        };
+        if let Either::First(blocks) = &mut *message {
+            let wanted = min(wanted, discards.capacity() << blocks::MAX_ORDER);
+            // They come from where the kernel's own memory does. What is available elsewhere is of no
+            // use to it.
+            let wanted = match vmstat::free_kernel_pages() {
+                Some(free) => {
+                    let reserve = moving.plan.reserve(self.memory().total) >> PAGE_SHIFT;
+                    min(wanted, free.saturating_sub(reserve as usize))
+                }
+                None => wanted,
+            };
+            by_node(wanted, |node, wanted| Ok(fill(blocks, node, wanted)))?;
+            if blocks.is_empty() {
+                moving.message = Some(message);
+                return Ok(false);
+            }
+        }
+        let mut message = discards.discard(message)?;
+        if let Either::First(blocks) = &mut *message {
+            self.blocks.put(blocks);
+        }
+        moving.message = Some(message);
+        Ok(true)
+    }
+
+    /// Takes memory out, at most `wanted` pages: blocks if there are any, or else some messages of
+    /// pages. Returns how many; 0 means that the balloon is empty.
+    fn deflate(&self, moving: &mut Moving, wanted: usize) -> Result<usize> {
+        let count = self.deflate_blocks(moving, wanted)?;
+        if count > 0 {
+            return Ok(count);
+        }
+        let wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
+        self.host
+            .with_channel(|channel| self.deflate_pages(channel, wanted))
+    }
+
+    /// Takes single pages out, at most `wanted`. Returns how many.
+    fn deflate_pages(&self, channel: &mut Channel, wanted: usize) -> Result<usize> {
+        let mut count = 0;
+        while count < wanted {
+            let mut letter = self.host.letter(channel, Way::Deflate)?;
+            let pages = self.balloon.dequeue(&mut letter.pages, wanted - count);
+            if pages == 0 {
+                self.host.put_back(channel, letter);
+                if count > 0 || self.balloon.is_empty() {
+                    break;
+                }
+                // All that is left is being migrated, and will be put back: the channel is ours.
+                fsleep(Delta::from_millis(1));
+                continue;
+            }
+            count += pages;
+            // Whether or not MUST_TELL_HOST was negotiated: the host may have to populate them.
+            self.host.send(channel, Way::Deflate, letter, |letter| {
+                letter.write_pages(&self.host)
+            })?;
+        }
+        self.host.settle(channel, Way::Deflate)?;
+        Ok(count)
+    }
+
+    /// Takes blocks out. The host need not know: what it discarded is there again when it is touched.
+    fn deflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<usize> {
+        let mut count = 0;
+        while let Some(order) = (wanted - count).checked_ilog2() {
+            // Freed at once.
+            match self.blocks.take(order) {
+                Some(block) => count += 1 << block.order(),
+                None => break,
+            }
+        }
+        if count > 0 || wanted == 0 || !self.balloon.is_empty() {
+            return Ok(count);
+        }
+        // All that there is are blocks that are too large.
+        let Some(block) = self.blocks.take_smallest() else {
+            return Ok(0);
+        };
+        block.split(wanted, &mut moving.rest)?;
+        self.balloon.enqueue(&mut moving.rest);
+        Ok(wanted)
+    }
+
+    /// Takes everything out of the balloon, with the host's help as far as that goes.
+    pub(crate) fn empty(&self) -> Result {
+        let mut moving = self.moving.lock();
+        while self.deflate(&mut moving, usize::MAX)? > 0 {}
+        Ok(())
+    }
+
+    /// Frees what is still in the balloon. The device has to be reset.
+    pub(crate) fn release(&self) {
+        while self.blocks.take_smallest().is_some() {}
+        self.balloon.empty();
+    }
+
+    /// As [`OutOfMemory::give`].
+    fn give(&self) -> usize {
+        let mut pages = 0;
+        while pages < GIVE {
+            match self.blocks.take_smallest() {
+                Some(block) => pages += 1 << block.order(),
+                None => break,
+            }
+        }
+        for _ in 0..GIVE_TRIES {
+            if pages > 0 || self.balloon.is_empty() {
+                break;
+            }
+            let deflated = self.host.try_with_channel(|channel| {
+                channel.is_urgent = true;
+                let deflated = self.deflate_pages(channel, GIVE);
+                channel.is_urgent = false;
+                deflated
+            });
+            match deflated {
+                Some(Ok(deflated)) => pages += deflated,
+                // The host does not answer.
+                Some(Err(_)) => break,
+                None => fsleep(Delta::from_millis(1)),
+            }
+        }
+        pages
+    }
+}
+
+/// Calls a function for each node with its share of so many pages, then for what is missing with none.
+/// The function returns how many pages it got.
+fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usize>) -> Result {
+    let mut left = wanted;
+    if vmstat::nodes().nth(1).is_some() {
+        let free = vmstat::nodes().map(Node::free_pages).sum::<usize>();
+        let mut shares = Shares::new(wanted as u64, free as u64);
+        for node in vmstat::nodes() {
+            let share = shares.next(node.free_pages() as u64) as usize;
+            left -= min(left, get(Some(node), share)?);
+        }
+    }
+    if left > 0 {
+        get(None, left)?;
+    }
+    Ok(())
+}
+
+/// Allocates blocks, at most `wanted` pages, the largest that are free. Returns how many pages.
+fn fill(blocks: &mut Blocks, node: Option<Node>, wanted: usize) -> usize {
+    let mut left = wanted;
+    let mut largest = blocks::MAX_ORDER;
+    while let Some(order) = block_order(left, largest) {
+        if blocks.is_full() {
+            break;
+        }
+        if blocks.allocate(order, node).is_ok() {
+            left -= 1 << order;
+        } else if order == MIN_ORDER {
+            break;
+        } else {
+            largest = order - 1;
+        }
+    }
+    wanted - left
+}
+
+impl Run for Resize {
+    fn run(work: &OwnedWork<Self>) {
+        work.host.wakeup.begin(WAKE_RESIZE);
+        match work.step() {
+            Ok(Next::Now) => {
+                work.enqueue(system_freezable());
+                return;
+            }
+            Ok(Next::After(delay)) => work.enqueue_after(system_freezable(), delay),
+            Ok(Next::Never) => {}
+            Err(error) => {
+                work.progress.stops();
+                if work.progress.may_tell() {
+                    dev_err!(
+                        &*work.host.dev,
+                        "the balloon does not move any more ({error:?})\n"
+                    );
+                }
+            }
+        }
+        work.host.wakeup.end();
+    }
+}
+
+/// Gives memory to who finds none.
+pub(crate) struct Giver(pub(crate) Arc<OwnedWork<Resize>>);
+
+impl OutOfMemory for Giver {
+    fn give(&self) -> usize {
+        let pages = self.0.give();
+        if pages > 0 {
+            // A device that is gone does not care.
+            let _ = self.0.tell_size();
+            // The balloon grows again, when the guest has memory to spare.
+            self.0.enqueue_after(system_freezable(), WATCH);
+        }
+        pages
+    }
+}
