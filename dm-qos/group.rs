@@ -242,6 +242,15 @@ impl_has_hr_timer! {
     }
 }
 
+impl Entry {
+    /// A bio of this member leaves that was taken out.
+    fn leaves(&mut self, bio: HeldBio<Held>, batch: &mut Batch, now: u64) {
+        let waited = now.saturating_sub(bio.data().since) / TICKS_PER_US;
+        self.queue.times[bio.direction() as usize].record(waited);
+        batch.push(bio, &self.member);
+    }
+}
+
 impl State {
     fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
         self.entries.get_mut(slot.index())?.as_mut()
@@ -255,22 +264,17 @@ impl State {
     /// Bursts have changed: those of members, or that of the capacity, if there is one.
     fn find_slack(&mut self, capacity: Option<&Limits>) {
         let members = self.entries.iter().flatten();
-        let bursts = members.map(|entry| slack(entry.member.limits.burst()));
-        let least = bursts.min().unwrap_or(SLACK);
-        self.slack = match capacity {
-            // Reservations are kept more exactly than limits.
-            Some(capacity) => least.min(slack(capacity.burst())) / 8,
-            None => least,
-        };
+        let bursts = members.map(|entry| entry.member.limits.burst());
+        let least = bursts.min().unwrap_or(NEVER);
+        let least = least.min(capacity.map_or(NEVER, Limits::burst));
+        self.slack = slack(least, capacity.is_some());
     }
 
     /// A bio leaves that was taken out.
     fn leaves(&mut self, bio: HeldBio<Held>, batch: &mut Batch, now: u64) {
-        let Held { since, member, .. } = *bio.data();
         // A member outlives its bios.
-        if let Some(entry) = self.entry(member) {
-            entry.queue.times[bio.direction() as usize].record(waited(since, now));
-            batch.push(bio, &entry.member);
+        if let Some(entry) = self.entry(bio.data().member) {
+            entry.leaves(bio, batch, now);
         }
     }
 
@@ -362,7 +366,8 @@ impl Group {
         let mut state = self.state.lock();
         let member = member.inspect_err(|_| state.scheduler.remove(slot))?;
         member.limits.apply(settings, self.now());
-        state.slack = state.slack.min(slack(member.limits.burst()));
+        let governs = self.governs.load(Relaxed);
+        state.slack = state.slack.min(slack(member.limits.burst(), governs));
         if let Some(entry) = state.entries.get_mut(slot.index()) {
             *entry = Some(Entry {
                 member: member.clone(),
@@ -639,22 +644,20 @@ impl Group {
     /// As [`Self::next`] and [`Self::take`] in turn, for the member of a private group: the scheduler
     /// need not be asked for each.
     fn take_all_due(&self, state: &mut State, slot: Slot, batch: &mut Batch, now: u64) {
-        let Some(Entry { member, queue }) = state.entry(slot) else {
+        let Some(entry) = state.entry(slot) else {
             return;
         };
         while batch.has_room() {
-            let (direction, due) = match queue.next(&member.limits, now) {
+            let limits = &entry.member.limits;
+            let (direction, due) = match entry.queue.next(limits, now) {
                 Next::Release(direction, due) => (direction, due),
                 Next::Wait(until) => return state.scheduler.set_eligible(slot, until, now),
                 Next::Nothing => return state.scheduler.idle(slot, now),
             };
-            if let Some(bio) = queue.pop(direction) {
+            if let Some(bio) = entry.queue.pop(direction) {
                 let Held { since, charge, .. } = *bio.data();
-                member
-                    .limits
-                    .charge_held(direction, charge, due.max(since), now);
-                queue.times[direction as usize].record(waited(since, now));
-                batch.push(bio, member);
+                limits.charge_held(direction, charge, due.max(since), now);
+                entry.leaves(bio, batch, now);
             }
         }
     }
@@ -741,15 +744,17 @@ enum More {
     Never,
 }
 
-/// How long something waited, in microseconds.
-fn waited(since: u64, now: u64) -> u64 {
-    now.saturating_sub(since) / TICKS_PER_US
-}
-
-/// How late what waits may leave, in ticks, when this is the burst. What was late is made up for out
-/// of the burst, most of which stays with those for whom it is.
-fn slack(burst: u64) -> u64 {
-    (burst / 4).min(SLACK)
+/// How late what waits may leave, in ticks, when this is the least burst of a group, and whether the
+/// group has a capacity. What was late is made up for out of the burst, most of which stays with those
+/// for whom it is.
+fn slack(burst: u64, governs: bool) -> u64 {
+    let slack = (burst / 4).min(SLACK);
+    if governs {
+        // Reservations are kept more exactly than limits.
+        slack / 8
+    } else {
+        slack
+    }
 }
 
 impl WorkItem for Group {
