@@ -107,3 +107,11 @@ with_suite() {
 		-o Dir::Etc::preferences="$dir/pin-$suite" -o Dir::State::lists="$dir/lists" \
 		-o APT::Sandbox::User=root "$@"
 }
+
+# source_version TREE: of a kernel source tree, such as 7.3.4.
+source_version() {
+	awk '/^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) =/ { v[$1] = $3 }
+		END { print v["VERSION"] "." v["PATCHLEVEL"] "." v["SUBLEVEL"] v["EXTRAVERSION"]
+		}' \
+		"$1/Makefile"
+}

@@ -5,12 +5,19 @@ __ferrule void ferrule_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
+#ifdef CONFIG_BLK_CGROUP
 __ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
 {
 	struct cgroup_subsys_state *css = bio_blkcg_css(bio);
 
 	return css ? css->id : 0;
 }
+#else
+__ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
+{
+	return 0;
+}
+#endif
 
 /* As get_max_io_size() in block/blk-merge.c, for the operations that carry data. */
 static unsigned int ferrule_max_io_sectors(struct bio *bio, const struct queue_limits *lim)
