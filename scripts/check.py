@@ -2,23 +2,27 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the tests, as `make check` does.
 
-Host unit tests (cargo), the guest selftests in a VM on the release kernel, host-driven tests
-(pytest), and KUnit and the selftests once more on user-mode Linux with KASAN and kmemleak. With
---kernel checking: the functional selftests on a kernel with lockdep, KASAN and object checks.
+Host unit tests (cargo, pytest), the guest selftests in a VM on the release kernel, host-driven
+tests (pytest), and KUnit and the selftests once more on user-mode Linux with KASAN and kmemleak.
+With --kernel checking: the functional selftests on a kernel with lockdep, KASAN and object checks.
 
 The last line is "N passed, N failed, N skipped"; the status is non-zero when anything failed.
 """
 
 import argparse
 import concurrent.futures
+import copy
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+from typing import ClassVar
 
 import vm
 
@@ -34,8 +38,10 @@ KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking"}
 # A test may run this much longer than it says on an emulated kernel with all checks on.
 SLOWNESS = {"release": 1, "uml": 1, "checking": 6}
-# User-mode Linux has one CPU, and mostly waits.
-UML_GUESTS = 2
+# How many guests at once: more find no time for their timers.
+AT_ONCE = max(os.cpu_count() or 2, 2)
+# Host-driven tests that begin first, so that none of them is left alone in the end.
+LONGEST = ("test_balloon_vhost", "test_stack", "test_balloon_kind", "test_iscsi")
 
 
 def say(text: str) -> None:
@@ -71,6 +77,8 @@ class Script:
 
     path: pathlib.Path
     runs: list[str]
+    # What it measures depends on what else the machine does.
+    alone: bool
     timeout: int
     cases: list[str]
 
@@ -91,6 +99,7 @@ class Script:
         return cls(
             path,
             runs[1].split(),
+            bool(re.search(r"^# Alone:", text, re.M)),
             int(timeout[1]) if timeout else 60,
             re.findall(r"[\w-]+", cases[1].replace("\\\n", " ")) if cases else [],
         )
@@ -137,11 +146,11 @@ class KtapParser:
             report.add(f"{name}/output", "failed", f"this is not whole KTAP:\n{output[-4000:]}")
 
 
-def run_unit(report: Report, match: str) -> None:
-    """Host unit tests of the code that decides."""
-    say("host unit tests (cargo test)")
-    command = ["cargo", "test", "--quiet", "--manifest-path", str(SELFTESTS / "unit/Cargo.toml")]
-    command += ["--target-dir", str(ROOT / "out/unit"), "--", "--format=pretty"]
+def run_unit(report: Report, match: str, name: str = "unit") -> None:
+    """Host unit tests of the code that decides, or of another crate of the tests."""
+    say(f"host unit tests (cargo test, {name})")
+    command = ["cargo", "test", "--quiet", "--manifest-path", str(SELFTESTS / name / "Cargo.toml")]
+    command += ["--target-dir", str(ROOT / "out" / name), "--", "--format=pretty"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RUSTC", "MAKEFLAGS")}
     result = subprocess.run(
         command,
@@ -153,86 +162,92 @@ def run_unit(report: Report, match: str) -> None:
     )
     verdicts = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
     failed = 0
-    for name, verdict in re.findall(
+    for test, verdict in re.findall(
         r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", result.stdout, re.M
     ):
-        if re.search(match, f"unit/{name}"):
-            report.add(f"unit/{name}", verdicts[verdict], result.stdout[-6000:])
+        if re.search(match, f"{name}/{test}"):
+            report.add(f"{name}/{test}", verdicts[verdict], result.stdout[-6000:])
             failed += verdict == "FAILED"
     if result.returncode and not failed:
-        report.add("unit/cargo test", "failed", result.stdout[-6000:])
+        report.add(f"{name}/cargo test", "failed", result.stdout[-6000:])
 
 
-def run_guests(
-    report: Report, kernel: str, kdir: pathlib.Path, match: str, at_once: int = 1
-) -> None:
-    """The guest selftests of one kernel, in so many guests at once."""
-    chosen = []
-    for script in [Script.read(path) for path in sorted(SELFTESTS.glob("*/*.sh"))]:
-        if script and RUNS[kernel] in script.runs:
-            cases = script.chosen_cases(match)
-            if cases is not None:
-                chosen.append((script, cases))
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        guests = [
-            pool.submit(run_guest, report, kernel, kdir, chosen, number + 1)
-            for number in range(min(at_once, len(chosen)))
-        ]
-        for guest in guests:
-            guest.result()
-    for script, _ in chosen:
-        report.add(f"{kernel}: {script.name}", "failed", "no guest boots")
+class Queue:
+    """The guest selftests of one kernel that are still to be run, for all of its guests."""
+
+    def __init__(self, report: Report, kernel: str, kdir: pathlib.Path, match: str):
+        self.report, self.kernel, self.kdir = report, kernel, kdir
+        self.ktap = KtapParser(kdir)
+        self.numbers = itertools.count(1)
+        self.left: list[tuple[Script, list[str]]] = []
+        for script in [Script.read(path) for path in sorted(SELFTESTS.glob("*/*.sh"))]:
+            if script and RUNS[kernel] in script.runs:
+                cases = script.chosen_cases(match)
+                if cases is not None:
+                    self.left.append((script, cases))
+
+    def take_alone(self) -> "Queue":
+        """A queue of those that are to run alone."""
+        alone = copy.copy(self)
+        alone.left = [entry for entry in self.left if entry[0].alone]
+        self.left = [entry for entry in self.left if not entry[0].alone]
+        return alone
+
+    def next(self) -> tuple[Script, list[str]] | None:
+        """Other guests take from it, too."""
+        try:
+            return self.left.pop(0)
+        except IndexError:
+            return None
+
+    def fail_what_is_left(self) -> None:
+        """When no guest boots."""
+        for script, _ in self.left:
+            self.report.add(f"{self.kernel}: {script.name}", "failed", "no guest boots")
 
 
-def run_guest(report, kernel, kdir, chosen, number) -> None:
-    """Scripts from those that are left, as many a boot as nothing goes wrong."""
-    ktap = KtapParser(kdir)
-    boots = 0
-    while chosen:
+def run_guest(queue: Queue) -> None:
+    """Scripts from a queue, as many a boot as nothing goes wrong."""
+    while queue.left:
         ran = False
-        boots += 1
-        name = f"{kernel}-{number}-{boots}"
+        name = f"{queue.kernel}-{next(queue.numbers)}"
         log = OUT / f"{name}.log"
-        options = vm.Options(kernel=kernel, kdir=kdir, memory="1G", log=log)
+        options = vm.Options(kernel=queue.kernel, kdir=queue.kdir, memory="1G", log=log)
         options.udev = False
-        options.boot_timeout *= SLOWNESS[kernel]
-        say(f"booting a guest on the {kernel} kernel (kernel log: {log.relative_to(ROOT)})")
+        options.boot_timeout *= SLOWNESS[queue.kernel]
+        say(f"booting a guest on the {queue.kernel} kernel (kernel log: {log.relative_to(ROOT)})")
         try:
             with vm.Guest(options) as guest:
                 # What was allocated before the first of our modules is none of ours.
                 booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
-                while chosen:
-                    # Other guests take from the same list.
-                    try:
-                        script, cases = chosen.pop(0)
-                    except IndexError:
-                        break
+                while entry := queue.next():
                     ran = True
-                    run_script(report, ktap, guest, kernel, script, cases)
-                finish_guest(report, guest, f"{kernel}: guest {name}", booted)
+                    run_script(queue, guest, *entry)
+                finish_guest(queue.report, guest, f"{queue.kernel}: guest {name}", booted)
         except vm.GuestError as error:
-            report.add(f"{kernel}: guest {name}", "failed", str(error))
+            queue.report.add(f"{queue.kernel}: guest {name}", "failed", str(error))
             if not ran:
                 return
 
 
-def run_script(report, ktap, guest, kernel, script, cases) -> None:
+def run_script(queue: Queue, guest: vm.Guest, script: Script, cases: list[str]) -> None:
     """One script; a guest that dies under it is reported by name."""
-    name = f"{kernel}: {script.name}"
+    report, name = queue.report, f"{queue.kernel}: {script.name}"
     say(name)
-    started = time.monotonic()
+    started, cpu = time.monotonic(), guest.cpu_seconds()
     command = f"CASES={' '.join(cases)!r} bash {script.path}"
     lines: list[str] = []
     before = len(guest.check_log())
     try:
-        _, output = guest.run(command, script.timeout * SLOWNESS[kernel], lines.append)
+        _, output = guest.run(command, script.timeout * SLOWNESS[queue.kernel], lines.append)
     except vm.GuestError as error:
         report.add(f"{name}/guest", "failed", "\n".join([*lines[-30:], str(error)]))
         raise
-    ktap.add(report, name, output)
+    queue.ktap.add(report, name, output)
     for line in guest.check_log()[before:]:
         report.add(f"{name}/kernel log", "failed", line)
-    say(f"{name}: {time.monotonic() - started:.0f} s")
+    elapsed, cpu = time.monotonic() - started, guest.cpu_seconds() - cpu
+    say(f"{name}: {elapsed:.0f} s, CPU time {cpu:.0f} s")
 
 
 def find_leaks(guest, since: int) -> list[str]:
@@ -269,39 +284,56 @@ def finish_guest(report, guest, name, booted) -> None:
     )
 
 
-def run_host(report: Report, match: str) -> None:
-    """Tests that the host drives: QMP, several guests, unplug."""
-    say("host-driven tests (pytest)")
-    results = OUT / "host.xml"
-    results.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(SELFTESTS / "host"),
-    ]
-    command += [f"--junitxml={results}", "--tb=short"]
-    with subprocess.Popen([*command, *matching_nodes(match)]) as pytest:
-        try:
-            status = pytest.wait()
-        except BaseException:
-            # It has guests of its own to end.
+class HostTests:
+    """Tests that the host drives, and those of the host's tools. A file at a time."""
+
+    running: ClassVar[set[subprocess.Popen]] = set()
+    no_more: ClassVar[bool] = False
+
+    @classmethod
+    def run(cls, report: Report, path: pathlib.Path, match: str) -> None:
+        """The tests of a file."""
+        prefix = {"host": "host: ", "tools": "unit/"}[path.parent.name]
+        say(f"{prefix}{path.stem}")
+        results, log = OUT / f"{path.stem}.xml", OUT / f"{path.stem}.txt"
+        results.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+        command += [f"--junitxml={results}", "--tb=short", *matching_nodes(match)]
+        started = time.monotonic()
+        with (
+            log.open("w") as output,
+            subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as pytest,
+        ):
+            cls.running.add(pytest)
+            if cls.no_more:
+                pytest.terminate()
+            # With what its guests have used.
+            _, status, usage = os.wait4(pytest.pid, 0)
+            pytest.returncode = os.waitstatus_to_exitcode(status)
+            cls.running.discard(pytest)
+        # All passed, some failed, none chosen.
+        if pytest.returncode not in (0, 1, 5) or not results.exists():
+            report.add(f"{prefix}{path.stem}/pytest", "failed", log.read_text()[-6000:])
+            return
+        cases = list(xml.etree.ElementTree.parse(results).iter("testcase"))
+        for case in cases:
+            name = f"{prefix}{path.stem}/{case.get('name')}"
+            problem = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
+            if problem is None:
+                report.add(name, "passed")
+            else:
+                verdict = "skipped" if problem.tag == "skipped" else "failed"
+                report.add(name, verdict, f"{problem.get('message', '')}\n{problem.text or ''}")
+        if cases:
+            elapsed, cpu = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+            say(f"{prefix}{path.stem}: {elapsed:.0f} s, CPU time {cpu:.0f} s")
+
+    @classmethod
+    def end(cls) -> None:
+        """They have guests of their own to end."""
+        cls.no_more = True
+        for pytest in list(cls.running):
             pytest.terminate()
-            raise
-    if not results.exists():
-        report.add("host/pytest", "failed", f"pytest ended with {status}")
-        return
-    for case in xml.etree.ElementTree.parse(results).iter("testcase"):
-        name = f"host: {case.get('classname').split('.')[-1]}/{case.get('name')}"
-        problem = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
-        if problem is None:
-            report.add(name, "passed")
-        else:
-            verdict = "skipped" if problem.tag == "skipped" else "failed"
-            report.add(name, verdict, problem.get("message", ""))
 
 
 def matching_nodes(match: str) -> list[str]:
@@ -322,6 +354,37 @@ def build(kernel: str) -> pathlib.Path:
     return pathlib.Path(kdir)
 
 
+def run_at_once(jobs: list[tuple], at_once: int) -> None:
+    """Functions with their arguments, so many at once, in order."""
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        try:
+            for job in [pool.submit(*job) for job in jobs]:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            HostTests.end()
+            for guest in list(vm.Guest.running):
+                guest.kill()
+            raise
+
+
+def run_release(report: Report, match: str) -> None:
+    """All that needs no slow kernel."""
+    release, uml = (Queue(report, kernel, build(kernel), match) for kernel in ("release", "uml"))
+    run_guest(release.take_alone())
+    files = [path for area in ("host", "tools") for path in (SELFTESTS / area).glob("test_*.py")]
+    # A further guest of a kernel shortens the end: it takes what scripts are left.
+    jobs = [(run_guest, release), (run_guest, uml)]
+    first = {stem: number for number, stem in enumerate(LONGEST)}
+    files.sort(key=lambda path: (first.get(path.stem, len(first)), path))
+    jobs += [(HostTests.run, report, path, match) for path in files]
+    jobs += [(run_unit, report, match, crate) for crate in ("unit", "vhost")]
+    jobs += [(run_guest, release), (run_guest, uml)]
+    run_at_once(jobs, AT_ONCE)
+    release.fail_what_is_left()
+    uml.fail_what_is_left()
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -329,21 +392,17 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only tests whose name has this (a regex)")
     args = parser.parse_args()
     vm.kill_guests_on_signal()
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
     OUT.mkdir(parents=True, exist_ok=True)
     report = Report()
     started = time.monotonic()
     try:
         if args.kernel == "release":
-            release, uml = build("release"), build("uml")
-            # What is timed runs alone; the rest waits more than it computes.
-            run_guests(report, "release", release, args.match)
-            with concurrent.futures.ThreadPoolExecutor() as pool:
-                beside = pool.submit(run_guests, report, "uml", uml, args.match, UML_GUESTS)
-                run_unit(report, args.match)
-                run_host(report, args.match)
-                beside.result()
+            run_release(report, args.match)
         else:
-            run_guests(report, args.kernel, build(args.kernel), args.match)
+            queue = Queue(report, args.kernel, build(args.kernel), args.match)
+            run_guest(queue)
+            queue.fail_what_is_left()
     except subprocess.CalledProcessError as error:
         report.add(f"build ({pathlib.Path(error.cmd[0]).name})", "failed", str(error))
     for name in report.failed:

@@ -30,7 +30,7 @@ step() {
 
 mapfile -t rust < <(files '*.rs')
 mapfile -t c < <(files '*.c' '*.h')
-mapfile -t shell < <(files '*.sh' .ci/run)
+mapfile -t shell < <(files '*.sh' .ci/run scripts/balloonctl)
 mapfile -t python < <(files '*.py')
 
 # Whole files. "tmpfs tmpfs" is a repeated word to checkpatch, and a command to a shell. Without a
@@ -49,9 +49,13 @@ clippy() {
 		KRUSTFLAGS='-Dwarnings -Dclippy::undocumented_unsafe_blocks' modules
 }
 
-unit_clippy() {
-	cargo clippy --quiet --manifest-path selftests/unit/Cargo.toml --target-dir out/unit \
-		--all-targets -- -Dwarnings
+# What runs on the host, by its own compiler.
+host_clippy() {
+	local crate
+	for crate in unit vhost; do
+		env -u RUSTC cargo clippy --quiet --locked --all-targets --target-dir "out/$crate" \
+			--manifest-path "selftests/$crate/Cargo.toml" -- -Dwarnings || return
+	done
 }
 
 no_unsafe_in_drivers() {
@@ -68,6 +72,7 @@ spdx() {
 
 step rustfmt rustfmt --check --edition 2021 --config-path "$source/.rustfmt.toml" "${rust[@]}"
 step clippy clippy
+step 'clippy, host' host_clippy
 step 'unsafe only in rust/' no_unsafe_in_drivers
 step checkpatch checkpatch "${c[@]}" "${shell[@]}"
 step shellcheck shellcheck --severity=style --external-sources "${shell[@]}"

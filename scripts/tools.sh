@@ -5,7 +5,8 @@
 #
 #	build	compilers, bindgen, kernel build dependencies
 #	vm	QEMU, virtme-ng, and what runs in the guest
-#	test	cargo, for the host unit tests
+#	test	cargo, for the host unit tests; libvirt, for those of balloonctl; file servers,
+#		unpacked for guests
 #	lint	rustfmt, clippy, shellcheck
 #
 # Prints shell assignments: LLVM, RUSTC, BINDGEN, VENV. Set RUSTC, LLVM (a suffix such as "-22") or
@@ -19,9 +20,12 @@ RUSTC_MIN=1.85.0
 
 BUILD_PACKAGES=(bc bison ccache cpio flex gcc kmod libc6-dev libelf-dev libssl-dev make perl
 	pkg-config util-linux xz-utils zstd)
-VM_PACKAGES=(busybox-static dmsetup e2fsprogs fio iproute2 kmod multipath-tools open-iscsi procps
-	psmisc sg3-utils thin-provisioning-tools udev util-linux xfsprogs)
-VM_COMMANDS=(qemu-system-x86_64 dmsetup fio multipath)
+VM_PACKAGES=(busybox-static dmsetup e2fsprogs fio iproute2 kmod lvm2 multipath-tools open-iscsi
+	procps psmisc sg3-utils sysstat thin-provisioning-tools udev util-linux xfsprogs)
+# Their services are not for this machine: they would start here, and each time that it starts.
+SERVER_PACKAGES=(glusterfs-client glusterfs-server nfs-kernel-server)
+LIBVIRT_PACKAGES=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu)
+VM_COMMANDS=(qemu-system-x86_64 dmsetup fio iostat multipath)
 
 version_at_least() {
 	[ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
@@ -150,12 +154,12 @@ install_cargo() {
 	fi || die "no cargo among the packages: install one"
 }
 
-# Python tools at pinned versions, in an environment of their own.
+# Python tools at pinned versions, in an environment of their own. Each version of the list has
+# one: checkouts that differ do not disturb each other.
 ensure_venv() {
-	local stamp
-	VENV="$FERRULE_CACHE/tools/venv"
-	stamp=$(cksum <"$FERRULE_ROOT/scripts/requirements.txt")
-	[ "$(cat "$VENV/.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+	VENV=$(cksum <"$FERRULE_ROOT/scripts/requirements.txt" | cut -d ' ' -f 1)
+	VENV="$FERRULE_CACHE/tools/venv-$VENV"
+	[ ! -e "$VENV/.complete" ] || return 0
 	/usr/bin/python3 -c 'import ensurepip' 2>/dev/null ||
 		apt_install "Python's venv" python3 python3-venv || die "no python3-venv"
 	say "installing the Python tools of scripts/requirements.txt"
@@ -164,7 +168,7 @@ ensure_venv() {
 	"$VENV/bin/pip" install -q -r "$FERRULE_ROOT/scripts/requirements.txt" \
 		>"$FERRULE_CACHE/pip.log" 2>&1 ||
 		die "pip failed (is the network there?): $(tail -n 1 "$FERRULE_CACHE/pip.log")"
-	echo "$stamp" >"$VENV/.stamp"
+	touch "$VENV/.complete"
 }
 
 build_tools() {
@@ -208,6 +212,38 @@ test_tools() {
 	command -v cargo >/dev/null || install_cargo
 }
 
+# Only a few tests need it: they are skipped without.
+libvirt_tools() {
+	[ "$(id -u)" = 0 ] || return 0
+	apt_install "libvirt, to test balloonctl with" "${LIBVIRT_PACKAGES[@]}" ||
+		say "no libvirt: its tests will be skipped"
+}
+
+# File servers, with all that this machine lacks for them, unpacked where guests find them. Only a
+# few tests need them.
+server_tools() {
+	local dir="$FERRULE_CACHE/tools/servers" package
+	[ "$(cat "$dir/.complete" 2>/dev/null)" != "${SERVER_PACKAGES[*]}" ] &&
+		[ "$(id -u)" = 0 ] || return 0
+	say "unpacking file servers for guests: ${SERVER_PACKAGES[*]}"
+	rm -rf "$dir"
+	mkdir -p "$dir/archives/partial" "$dir"/{etc,var} "$dir"/usr/{bin,lib,sbin}
+	ln -s usr/bin usr/lib usr/sbin "$dir"
+	apt_update "${SERVER_PACKAGES[@]}"
+	apt-get -q -y --download-only --no-install-recommends \
+		-o Dir::Cache::archives="$dir/archives" -o APT::Sandbox::User=root \
+		install "${SERVER_PACKAGES[@]}" >>"$FERRULE_CACHE/apt.log" 2>&1 || {
+		say "no file servers: their tests will be skipped"
+		return 0
+	}
+	for package in "$dir"/archives/*.deb; do
+		[ ! -e "$package" ] || dpkg-deb --fsys-tarfile "$package" |
+			tar -x --keep-directory-symlink -C "$dir" || die "cannot unpack $package"
+	done
+	rm -rf "$dir/archives"
+	echo "${SERVER_PACKAGES[*]}" >"$dir/.complete"
+}
+
 lint_tools() {
 	apt_install shellcheck shellcheck || die "no shellcheck"
 	command -v rustfmt >/dev/null && rustfmt --version >/dev/null 2>&1 ||
@@ -225,7 +261,7 @@ for group in "$@"; do
 	case $group in
 	build) build_tools ;;
 	vm) vm_tools ;;
-	test) test_tools ;;
+	test) test_tools && libvirt_tools && server_tools ;;
 	lint) test_tools && lint_tools ;;
 	*) die "no such group of tools: $group" ;;
 	esac
