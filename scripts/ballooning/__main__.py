@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Give memory to virtual machines and take it back, by their balloons."""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from . import policy
+from .automatic import Controller, all_of
+from .sizes import PAGE, parse_size, show_size
+from .vms import Machine, Sources, State, VmError
+
+ERROR, STUCK = 1, 3
+SOCKETS = "BALLOONCTL_SOCKETS"
+# While a size is waited for, how often to look; and how often a guest that has no statistics for us
+# is asked for some.
+LOOK_SECONDS, ANSWER_SECONDS = 0.2, 2.5
+
+EPILOG = f"""\
+Where the VMs are (each may be repeated, and all may be used together):
+  --vm NAME=SOCKET   a VM whose QEMU serves QMP at a UNIX socket: qemu-system-x86_64 ...
+                     -device virtio-balloon-pci -qmp unix:SOCKET,server=on,wait=off
+  --sockets DIR      all of DIR/NAME.sock; without any of these, ${SOCKETS}
+  --libvirt [URI]    all running domains of libvirt, by virsh
+
+A size is what is left to the guest: 512M, 1.5G, a number of bytes, or "max".
+
+Examples:
+  balloonctl status --sockets /run/vms
+  balloonctl set web 1.5G --vm web=/run/vms/web.sock
+  balloonctl auto --budget 12G --min db=2G --libvirt qemu:///system
+
+Exit status: 0 done, 1 error, 2 usage, 3 stuck before the size was reached, 128 and the signal's
+number if interrupted ("auto" is done when interrupted).
+"""
+
+
+class Interrupted(Exception):
+    """A signal told us to end."""
+
+
+def main() -> int:
+    """The command line."""
+    args = parse_arguments()
+    try:
+        return asyncio.run(run(args))
+    except VmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ERROR
+    except BrokenPipeError:
+        # Whoever read this has enough. Nothing is to be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Commands and options."""
+    raw = argparse.RawDescriptionHelpFormatter
+    common = argparse.ArgumentParser(add_help=False)
+    where = common.add_argument_group("virtual machines")
+    where.add_argument("--vm", action="append", default=[], metavar="NAME=SOCKET", type=named_path)
+    where.add_argument("--sockets", action="append", default=[], metavar="DIR", type=pathlib.Path)
+    where.add_argument("--libvirt", nargs="?", const="", metavar="URI")
+    common.add_argument("--json", action="store_true", help="print JSON")
+
+    parser = argparse.ArgumentParser(
+        prog="balloonctl", description=__doc__, epilog=EPILOG, formatter_class=raw
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name, function, text):
+        added = commands.add_parser(
+            name,
+            parents=[common],
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=EPILOG,
+            formatter_class=raw,
+        )
+        added.set_defaults(function=function)
+        return added
+
+    setting = command("set", set_size, "ask for a size, and wait until the guest has it")
+    setting.add_argument("name", metavar="VM")
+    setting.add_argument("size", metavar="SIZE")
+    setting.add_argument(
+        "--patience",
+        type=positive,
+        default=10,
+        metavar="SECONDS",
+        help="how long to go on without any progress (10)",
+    )
+    setting.add_argument("--no-wait", action="store_true", help="ask only")
+
+    command("status", show_status, "show what the VMs have and use")
+
+    auto = command("auto", run_auto, "keep the VMs to a budget, by what their guests need")
+    auto.add_argument("--budget", required=True, type=size, metavar="SIZE", help="for all VMs")
+    auto.add_argument(
+        "--min",
+        action="append",
+        default=[],
+        metavar="VM=SIZE",
+        type=named_size,
+        help="never less for this VM (others: --floor)",
+    )
+    auto.add_argument(
+        "--floor",
+        type=percent,
+        default=2500,
+        metavar="PERCENT",
+        help="the least for a VM without --min, of its memory (25)",
+    )
+    auto.add_argument(
+        "--margin",
+        type=percent,
+        default=1000,
+        metavar="PERCENT",
+        help="what each has beyond what it needs (10; at least 80 MiB or a sixth of its memory)",
+    )
+    auto.add_argument(
+        "--step",
+        type=percent,
+        default=500,
+        metavar="PERCENT",
+        help="the most that is taken in an interval, of a VM's memory (5)",
+    )
+    auto.add_argument(
+        "--interval", type=positive, default=5, metavar="SECONDS", help="how often to look (5)"
+    )
+    auto.add_argument("--dry-run", action="store_true", help="say what would be done")
+
+    args = parser.parse_args()
+    if not args.vm and not args.sockets and args.libvirt is None:
+        if not os.environ.get(SOCKETS):
+            parser.error(f"no VMs: --vm NAME=SOCKET, --sockets DIR, --libvirt or ${SOCKETS}")
+        args.sockets = [pathlib.Path(os.environ[SOCKETS])]
+    return args
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The sides of NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r}: should be NAME=VALUE")
+    return name, value
+
+
+def named_path(text: str) -> tuple[str, pathlib.Path]:
+    """NAME=SOCKET"""
+    name, value = split_name(text)
+    return name, pathlib.Path(value)
+
+
+def size(text: str) -> int:
+    """SIZE"""
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def named_size(text: str) -> tuple[str, int]:
+    """VM=SIZE"""
+    name, value = split_name(text)
+    return name, size(value)
+
+
+def positive(text: str) -> float:
+    """A number of seconds."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+
+
+def percent(text: str) -> int:
+    """A percentage, in ten thousandths."""
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text.removesuffix("%")) <= 100:
+            return round(float(text.removesuffix("%")) * 100)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a percentage")
+
+
+async def run(args: argparse.Namespace) -> int:
+    """A command, until it is done or a signal comes."""
+    number = 0
+    task = asyncio.ensure_future(args.function(args))
+
+    def interrupt(signum):
+        nonlocal number
+        number = signum
+        task.cancel()
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signum, interrupt, signum)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 128 + number
+
+
+def sources_of(args: argparse.Namespace) -> Sources:
+    """Where the VMs are."""
+    return Sources(dict(args.vm), args.sockets, args.libvirt)
+
+
+async def find_vm(args: argparse.Namespace, name: str) -> Machine:
+    """The VM of this name."""
+    found = await sources_of(args).find()
+    if name not in found:
+        there = ", ".join(sorted(found)[:10]) or "none"
+        raise VmError(f"there is no VM {name} (there are: {there})")
+    return found[name]
+
+
+@contextlib.asynccontextmanager
+async def polled(vm: Machine):
+    """While in here the guest is asked for its statistics. Yields whether it was before."""
+    before = await vm.polling()
+    if not before:
+        await vm.set_polling(1)
+    try:
+        yield bool(before)
+    finally:
+        if not before:
+            with contextlib.suppress(VmError):
+                await vm.set_polling(0)
+
+
+async def set_size(args: argparse.Namespace) -> int:
+    """balloonctl set"""
+    vm = await find_vm(args, args.name)
+    with named(args.name):
+        state = await vm.read()
+        goal = state.maximum
+        if args.size != "max":
+            try:
+                goal = parse_size(args.size)
+            except ValueError as error:
+                raise VmError(f"{error}, or max") from None
+        if goal > state.maximum:
+            raise VmError(f"{args.size} is beyond its memory of {show_size(state.maximum)}")
+        goal = state.reachable(goal)
+        started = time.monotonic()
+        async with polled(vm):
+            await vm.set_target(goal)
+            if not args.no_wait:
+                try:
+                    state = await wait_for(vm, state, goal, args)
+                except asyncio.CancelledError:
+                    await withdraw(vm, args.name)
+                    raise
+    reached = state.actual == goal
+    if args.json:
+        outcome = {
+            "vm": args.name,
+            "maximum": state.maximum,
+            "target": goal,
+            "actual": state.actual,
+            "reached": reached,
+            "available": state.available,
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        print(json.dumps(outcome))
+    elif args.no_wait:
+        print(f"{args.name}: asked for {show_size(goal)}, has {show_size(state.actual)}")
+    elif reached:
+        print(f"{args.name}: {show_size(state.actual)}")
+    if reached or args.no_wait:
+        return 0
+    print(
+        f"error: {args.name}: stuck at {show_size(state.actual)}, asked for {show_size(goal)}:"
+        f" {why_stuck(state, goal)}",
+        file=sys.stderr,
+    )
+    return STUCK
+
+
+async def wait_for(vm: Machine, state: State, goal: int, args: argparse.Namespace) -> State:
+    """Show the way to a size. Ends there, or when the guest gets no further."""
+    console = Console(stderr=True)
+    shown = console.is_terminal and not args.json
+    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[has]}")]
+    with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
+        first, updated = state.actual, state.updated
+        task = progress.add_task(
+            f"{args.name} to {show_size(goal)}", total=abs(goal - first) or 1, has=""
+        )
+        nearest, moved = abs(goal - first), time.monotonic()
+        while True:
+            state = await vm.read()
+            left = abs(goal - state.actual)
+            done = abs(goal - first) - left
+            progress.update(task, completed=max(0, done), has=show_size(state.actual))
+            if left == 0:
+                return state
+            if left < nearest:
+                nearest, moved = left, time.monotonic()
+            if time.monotonic() - moved > args.patience:
+                # What it said before is of no use.
+                return state if state.updated != updated else dataclasses.replace(state, stats={})
+            await asyncio.sleep(LOOK_SECONDS)
+
+
+def why_stuck(state: State, goal: int) -> str:
+    """What is known of the reason."""
+    if state.actual == state.maximum and not state.updated:
+        return "the guest gives nothing and says nothing, it may have no balloon driver"
+    if goal < state.actual and state.available is not None:
+        return (
+            f"the guest has {show_size(state.available)} available and gives no more; the request"
+            f" stands (withdraw it with: set VM {state.actual})"
+        )
+    return "the guest does not say why; the request stands"
+
+
+async def withdraw(vm: Machine, name: str) -> None:
+    """Interrupted: have nothing go on behind the user's back."""
+    state = await vm.read()
+    await vm.set_target(state.actual)
+    print(
+        f"{name}: stopped at {show_size(state.actual)}, which it is asked for now", file=sys.stderr
+    )
+
+
+@contextlib.contextmanager
+def named(name: str):
+    """Errors in here are those of this VM."""
+    try:
+        yield
+    except VmError as error:
+        raise VmError(f"{name}: {error}") from None
+
+
+async def show_status(args: argparse.Namespace) -> int:
+    """balloonctl status"""
+    found = await sources_of(args).find()
+    rows: dict[str, dict] = {}
+
+    async def look(name, vm):
+        try:
+            rows[name] = row_of(name, await read_with_statistics(vm))
+        except VmError as error:
+            rows[name] = {"vm": name, "error": str(error)}
+
+    await all_of(look(name, vm) for name, vm in found.items())
+    ordered = [rows[name] for name in sorted(rows)]
+    if args.json:
+        print(json.dumps(ordered, indent=2))
+    else:
+        show_table(ordered)
+    for row in ordered:
+        if "error" in row and not args.json:
+            print(f"error: {row['vm']}: {row['error']}", file=sys.stderr)
+    return ERROR if any("error" in row for row in ordered) else 0
+
+
+async def read_with_statistics(vm: Machine) -> State:
+    """A VM's state. A guest that nobody asks for statistics is asked for some now."""
+    state = await vm.read()
+    before, deadline = state.updated, time.monotonic() + ANSWER_SECONDS
+    async with polled(vm) as anyway:
+        if anyway:
+            return state
+        while state.updated == before and time.monotonic() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+            state = await vm.read()
+    # What it said long ago is of no use.
+    return state if state.updated != before else dataclasses.replace(state, stats={})
+
+
+def row_of(name: str, state: State) -> dict:
+    """What --json prints of a VM."""
+    return {
+        "vm": name,
+        "maximum": state.maximum,
+        "target": state.target,
+        "actual": state.actual,
+        "resident": state.resident,
+        "statistics": {
+            "age": round(time.time() - state.updated, 1) if state.stats else None,
+            **state.stats,
+        },
+    }
+
+
+def show_table(rows: list[dict]) -> None:
+    """For people."""
+    table = Table(box=None, pad_edge=False)
+    headings = ("memory", "target", "actual", "available", "swap in", "swap out", "major faults")
+    table.add_column("VM")
+    for heading in (*headings, "host resident", "statistics"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["vm"], *["-"] * 9)
+            continue
+        stats = row["statistics"]
+        sizes = [row["maximum"], row["target"], row["actual"], stats.get("available-memory")]
+        sizes += [stats.get("swap-in"), stats.get("swap-out")]
+        faults, age = stats.get("major-faults"), stats["age"]
+        table.add_row(
+            row["vm"],
+            *map(show_size, sizes),
+            "-" if faults is None else str(faults),
+            show_size(row["resident"]),
+            "none" if age is None else f"{age:.0f} s old",
+        )
+    # A table in a file is as wide as it has to be.
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+async def run_auto(args: argparse.Namespace) -> int:
+    """balloonctl auto"""
+    floors = dict(args.min)
+    if sum(floors.values()) > args.budget:
+        total = show_size(sum(floors.values()))
+        raise VmError(f"--min: {total} in all, beyond the budget of {show_size(args.budget)}")
+    rules = policy.Rules(margin=args.margin, floor=args.floor, step=args.step)
+
+    def say(text):
+        if args.json:
+            print(f"== {text}", file=sys.stderr, flush=True)
+        else:
+            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+    controller = Controller(
+        sources_of(args),
+        args.budget // PAGE * PAGE,
+        rules,
+        floors,
+        args.interval,
+        say,
+        args.dry_run,
+    )
+    # What cannot be looked for at the start is a mistake; later on it may come back.
+    await controller.sources.find()
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            started = time.monotonic()
+            report = await controller.round()
+            if args.json:
+                print(json.dumps(report), flush=True)
+            await asyncio.sleep(max(0, args.interval - (time.monotonic() - started)))
+    # Told to end.
+    await controller.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

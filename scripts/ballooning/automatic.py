@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0
+"""`balloonctl auto`: what the policy is told, and what is made of its decisions."""
+
+import asyncio
+import dataclasses
+import math
+from collections.abc import Callable
+
+from . import policy
+from .sizes import show_size
+from .vms import Machine, Sources, State, VmError, VmGone
+
+# A guest is asked for statistics this many times an interval, so that each round has new ones.
+POLLS = 2
+# Statistics count for so many of the times at which there should have been new ones.
+STALE = 3
+# A guest that has given nothing for so many rounds is stuck, and left alone for so many.
+STUCK, REST = 3, 12
+AT_ONCE = 64
+
+
+@dataclasses.dataclass
+class Track:
+    """What is remembered of a VM from round to round."""
+
+    vm: Machine
+    state: State
+    target: int
+    need: int | None = None
+    # Rounds since there were new statistics, or None before the first.
+    age: int | None = None
+    # Rounds in which the guest gave nothing of what it was asked for.
+    still: int = 0
+    rests: int = 0
+    # How often the guest is asked for statistics, in seconds, and whether that was set here.
+    polling: int | None = None
+    polling_is_ours: bool = False
+
+
+class Controller:
+    """Keeps a set of VMs, which may come and go, to a budget."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        budget: int,
+        rules: policy.Rules,
+        floors: dict[str, int],
+        interval: float,
+        say: Callable[[str], None],
+        dry_run: bool = False,
+    ):
+        self.sources = sources
+        self.budget = budget
+        self.rules = rules
+        self.floors = floors
+        self.interval = interval
+        self.say = say
+        self.dry_run = dry_run
+        self.tracks: dict[str, Track] = {}
+        self.problems: dict[str, str] = {}
+        # For so many rounds the budget was not enough.
+        self.missing = 0
+        self.told = False
+
+    async def round(self) -> dict:
+        """Look, decide, act; a report."""
+        await self.look()
+        vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
+        decision = policy.decide(self.budget, vms, self.rules)
+        self.tell_missing(decision.missing)
+        if not self.dry_run:
+            await all_of(self.apply(name, size) for name, size in decision.targets.items())
+        for vm in vms:
+            if (size := decision.targets.get(vm.name)) is not None:
+                self.say(
+                    f"{vm.name}: {show_size(vm.actual)} -> {show_size(size)} (needs"
+                    f" {show_size(vm.need)}, least {show_size(decision.least[vm.name])},"
+                    f" fair {show_size(decision.fair[vm.name])})"
+                )
+        return {
+            "budget": self.budget,
+            "total": sum(vm.actual for vm in vms),
+            "missing": decision.missing,
+            "problems": self.problems,
+            "vms": [
+                {
+                    **dataclasses.asdict(vm),
+                    "target": decision.targets.get(vm.name, vm.target),
+                    "least": decision.least[vm.name],
+                    "fair": decision.fair[vm.name],
+                }
+                for vm in vms
+            ],
+        }
+
+    def tell_missing(self, missing: int) -> None:
+        """Say when the budget is not enough; in the first rounds too little is known of the VMs."""
+        self.missing = self.missing + 1 if missing else 0
+        if self.missing == STALE:
+            self.say(f"the VMs need {show_size(missing)} more than the budget has")
+            self.told = True
+        elif self.told and not missing:
+            self.say("the budget is enough again")
+            self.told = False
+
+    async def look(self) -> None:
+        """Read all VMs that there are; those that are gone are forgotten."""
+        try:
+            found = await self.sources.find()
+        except VmError as error:
+            self.problem("", str(error))
+            found = {name: track.vm for name, track in self.tracks.items()}
+        else:
+            self.problem("", None)
+        for name in set(self.tracks) - set(found):
+            self.forget(name)
+        await all_of(self.look_at(name, vm) for name, vm in found.items())
+
+    async def look_at(self, name: str, vm: Machine) -> None:
+        """Read one VM."""
+        try:
+            state = await vm.read()
+        except VmGone:
+            self.forget(name)
+            return
+        except VmError as error:
+            # It may well run, and has what it had: of that nothing is taken.
+            self.problem(name, str(error))
+            if track := self.tracks.get(name):
+                track.age = None
+            return
+        self.problem(name, None)
+        track = self.tracks.get(name)
+        if track is None:
+            self.say(f"{name}: {show_size(state.actual)} of {show_size(state.maximum)}")
+            track = Track(vm, state, state.actual)
+            self.tracks[name] = track
+        else:
+            track.vm = vm
+            self.update(track, state)
+        if state.target is not None:
+            track.target = state.target
+        await self.poll(track)
+
+    def update(self, track: Track, state: State) -> None:
+        """Take over what was read."""
+        before, track.state = track.state, state
+        if state.updated != before.updated:
+            track.age = 0
+        elif track.age is not None:
+            track.age += 1
+        if track.age == 0:
+            # When they were made the guest had one or the other, or something between: it needs no
+            # more than this.
+            has = max(before.actual, state.actual)
+            track.need = None if state.available is None else max(0, has - state.available)
+        late = max(1, (track.polling or 0) / self.interval) * STALE
+        if track.age is None or track.age > late:
+            track.age = track.need = None
+        track.rests = max(0, track.rests - 1)
+        if track.target < state.actual and state.actual >= before.actual:
+            track.still += 1
+        else:
+            track.still = 0
+        if track.still >= STUCK:
+            track.still, track.rests = 0, REST
+
+    async def poll(self, track: Track) -> None:
+        """See to it that a guest is asked for statistics, if nobody has."""
+        if track.polling is not None and track.age is not None:
+            return
+        try:
+            track.polling = await track.vm.polling()
+            if not track.polling and not self.dry_run:
+                track.polling = max(1, math.floor(self.interval / POLLS))
+                await track.vm.set_polling(track.polling)
+                track.polling_is_ours = True
+        except VmError as error:
+            self.problem(track.vm.name, str(error))
+
+    def as_seen(self, name: str, track: Track) -> policy.Vm:
+        """A VM for the policy."""
+        state = track.state
+        need = track.need if track.age is not None and not track.rests else None
+        floor = self.floors.get(name)
+        floor = None if floor is None else min(floor, state.maximum)
+        return policy.Vm(name, state.maximum, state.actual, track.target, need, floor)
+
+    async def apply(self, name: str, size: int) -> None:
+        """Ask a VM for a size."""
+        track = self.tracks[name]
+        try:
+            await track.vm.set_target(size)
+            track.target = size
+        except VmError as error:
+            self.problem(name, str(error))
+
+    def problem(self, name: str, text: str | None) -> None:
+        """Say what is wrong with a VM, once."""
+        if text is None:
+            self.problems.pop(name, None)
+        elif self.problems.get(name) != text:
+            self.problems[name] = text
+            self.say(f"{name}: {text}" if name else text)
+
+    def forget(self, name: str) -> None:
+        """A VM is gone."""
+        if self.tracks.pop(name, None):
+            self.say(f"{name}: gone")
+        self.problems.pop(name, None)
+
+    async def end(self) -> None:
+        """Leave the VMs with what they have: no request stays open, polling is as it was."""
+        if not self.dry_run:
+            await all_of(self.release(track) for track in self.tracks.values())
+
+    async def release(self, track: Track) -> None:
+        """Leave one VM; it may be gone."""
+        try:
+            state = await track.vm.read()
+            target = track.target if state.target is None else state.target
+            if target < state.actual:
+                await track.vm.set_target(state.actual)
+            if track.polling_is_ours:
+                await track.vm.set_polling(0)
+        except VmError as error:
+            self.problem(track.vm.name, str(error))
+
+
+async def all_of(coroutines) -> None:
+    """Many at once, but not all of a thousand."""
+    limit = asyncio.Semaphore(AT_ONCE)
+
+    async def limited(coroutine):
+        async with limit:
+            await coroutine
+
+    async with asyncio.TaskGroup() as tasks:
+        for coroutine in coroutines:
+            tasks.create_task(limited(coroutine))

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Virtual machines with a balloon, by their QMP sockets or by libvirt."""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import logging
+import os
+import pathlib
+import re
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from xml.etree import ElementTree
+
+from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
+
+from .sizes import KIB, PAGE
+
+TIMEOUT = 5
+NOT_KNOWN = 2**64 - 1
+POLLING = "guest-stats-polling-interval"
+# PCI IDs of a balloon, transitional and modern.
+VIRTIO, BALLOONS = 0x1AF4, (0x1002, 0x1045)
+# The balloon's registers: QEMU has a virtio-pci device's own at this place of BAR 4.
+REGISTERS_BAR, REGISTERS_OFFSET = 4, 0x2000
+SOCKET_PROBLEMS = {
+    errno.ENOENT: "there is no such socket",
+    errno.ECONNREFUSED: "nobody listens on it (is the VM running?)",
+    errno.EACCES: "permission denied",
+    errno.ENOTSOCK: "this is no socket",
+}
+
+# What it has to say is in its exceptions.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
+
+
+class VmError(Exception):
+    """Why a VM cannot be read or changed, in one line without its name."""
+
+
+class VmGone(VmError):
+    """It does not run (any more)."""
+
+
+@dataclasses.dataclass
+class State:
+    """What the host knows of a VM; sizes in bytes. None: not known."""
+
+    maximum: int
+    actual: int
+    target: int | None = None
+    resident: int | None = None
+    # When they came, by the host's clock; 0: never.
+    updated: int = 0
+    # The guest's own statistics, by QEMU's names without "stat-".
+    stats: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def available(self) -> int | None:
+        """What the guest could use at once."""
+        return self.stats.get("available-memory")
+
+    def reachable(self, size: int) -> int:
+        """The size that the balloon ends at when asked for one: it consists of pages."""
+        return self.maximum - (self.maximum - size) // PAGE * PAGE
+
+
+class QmpVm:
+    """A VM whose QEMU serves QMP at a UNIX socket.
+
+    QEMU serves one client at a time, so no connection is kept: others wait no longer than a few
+    commands take.
+    """
+
+    def __init__(self, name: str, path: pathlib.Path):
+        self.name = name
+        self.path = path
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def _session(self) -> AsyncIterator["Session"]:
+        """Connected, for a few commands."""
+        client = QMPClient("balloonctl")
+        async with self._lock:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.setblocking(False)
+                try:
+                    async with asyncio.timeout(TIMEOUT):
+                        await asyncio.get_running_loop().sock_connect(connection, str(self.path))
+                        pid = peer_of(connection)
+                        await client.connect(connection)
+                        yield Session(client, pid)
+                except TimeoutError:
+                    raise VmError(
+                        f"no answer on {self.path} in {TIMEOUT} s (another client may have it:"
+                        " QEMU serves one at a time)"
+                    ) from None
+                except ExecuteError as error:
+                    raise VmError(f"QEMU: {error.error.desc}") from None
+                except ConnectError as error:
+                    raise VmError(f"{self.path}: what is there does not speak QMP") from error
+                except OSError as error:
+                    problem = SOCKET_PROBLEMS.get(error.errno, error.strerror or str(error))
+                    kind = VmGone if error.errno in (errno.ENOENT, errno.ECONNREFUSED) else VmError
+                    raise kind(f"{self.path}: {problem}") from None
+                except (QMPError, EOFError):
+                    raise VmGone(f"{self.path}: QEMU has gone") from None
+                finally:
+                    with contextlib.suppress(Exception):
+                        await client.disconnect()
+
+    async def read(self) -> State:
+        """What it is and what it has."""
+        async with self._session() as qemu:
+            return await qemu.read()
+
+    async def set_target(self, size: int) -> None:
+        """Ask for a size."""
+        async with self._session() as qemu:
+            await qemu.client.execute("balloon", {"value": size})
+
+    async def polling(self) -> int:
+        """How often the guest is asked for its statistics, in seconds; 0: never."""
+        async with self._session() as qemu:
+            return await qemu.get(POLLING)
+
+    async def set_polling(self, seconds: int) -> None:
+        """Have the guest asked for its statistics so often."""
+        async with self._session() as qemu:
+            await qemu.set(POLLING, seconds)
+
+
+class Session:
+    """Commands to a QEMU that is connected."""
+
+    def __init__(self, client: QMPClient, pid: int):
+        self.client = client
+        self.pid = pid
+        self._path: str | None = None
+
+    async def balloon_path(self) -> str:
+        """The QOM path of the balloon device."""
+        for parent in ("/machine/peripheral", "/machine/peripheral-anon"):
+            for child in await self.client.execute("qom-list", {"path": parent}):
+                if child["type"].startswith("child<virtio-balloon"):
+                    return f"{parent}/{child['name']}"
+        raise VmError("it has no balloon device (-device virtio-balloon-pci)")
+
+    async def property(self, name: str) -> dict:
+        """The arguments for qom-get and qom-set."""
+        self._path = self._path or await self.balloon_path()
+        return {"path": self._path, "property": name}
+
+    async def get(self, name: str):
+        """A property of the balloon device."""
+        return await self.client.execute("qom-get", await self.property(name))
+
+    async def set(self, name: str, value) -> None:
+        """Change a property of the balloon device."""
+        await self.client.execute("qom-set", {**await self.property(name), "value": value})
+
+    async def read(self) -> State:
+        """All of it."""
+        memory = await self.client.execute("query-memory-size-summary")
+        maximum = memory["base-memory"] + memory.get("plugged-memory", 0)
+        answer = await self.get("guest-stats")
+        actual = (await self.client.execute("query-balloon"))["actual"]
+        stats = {k.removeprefix("stat-"): v for k, v in answer["stats"].items() if v != NOT_KNOWN}
+        target = await self.target(maximum, actual)
+        resident = resident_of(self.pid)
+        return State(maximum, actual, target, resident, answer["last-update"], stats)
+
+    async def target(self, maximum: int, actual: int) -> int | None:
+        """What the guest is asked to have, whoever asked.
+
+        No command tells, so this reads the device's registers, as the guest does: pages wanted and
+        pages taken. If the second does not fit what QEMU says they are something else.
+        """
+        address = self.registers(await self.client.execute("query-pci"))
+        if address is None:
+            return None
+        command = {"command-line": f"xp /2xw {address:#x}"}
+        words = re.findall(r"0x([0-9a-f]{8})\b", await self.human(command))
+        if len(words) != 2:
+            return None
+        wanted, taken = (int(word, 16) * PAGE for word in words)
+        return maximum - wanted if maximum - taken == actual and wanted <= maximum else None
+
+    async def human(self, command: dict) -> str:
+        """A command for which there is no other; "" where there is not even this."""
+        try:
+            output = await self.client.execute("human-monitor-command", command)
+        except ExecuteError:
+            return ""
+        return output.partition(":")[2]
+
+    def registers(self, buses: list[dict]) -> int | None:
+        """Where the firmware or the guest has put the balloon's registers."""
+        for device in all_devices(buses):
+            if device["id"]["vendor"] == VIRTIO and device["id"]["device"] in BALLOONS:
+                for region in device["regions"]:
+                    if region["bar"] == REGISTERS_BAR and region["address"] > 0:
+                        return region["address"] + REGISTERS_OFFSET
+        return None
+
+
+def all_devices(buses: list[dict]) -> Iterator[dict]:
+    """Devices of query-pci, those behind bridges too."""
+    for bus in buses:
+        for device in bus["devices"]:
+            yield device
+            yield from all_devices([{"devices": device.get("pci_bridge", {}).get("devices", [])}])
+
+
+def peer_of(connection: socket.socket) -> int:
+    """The process that listens at the other end, or 0 if it cannot be seen from here."""
+    size = struct.calcsize("3i")
+    pid, _, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    )
+    return pid
+
+
+def resident_of(pid: int) -> int | None:
+    """Memory of the host that a process holds."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+        return int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.M)[1]) * KIB
+    except (OSError, TypeError):
+        return None
+
+
+class LibvirtVm:
+    """A running domain of libvirt, by virsh: what libvirt does itself, so that it knows of it."""
+
+    # libvirt's names of balloon statistics, which are in KiB but for the counts.
+    SIZES = {
+        "available": "total-memory",
+        "usable": "available-memory",
+        "unused": "free-memory",
+        "disk_caches": "disk-caches",
+        "swap_in": "swap-in",
+        "swap_out": "swap-out",
+    }
+    COUNTS = {"major_fault": "major-faults", "minor_fault": "minor-faults"}
+
+    def __init__(self, name: str, uri: str, known: dict[str, int] | None = None):
+        self.name = name
+        self.uri = uri
+        self._known = known
+
+    async def read(self) -> State:
+        """What libvirt knows; at first, what the list of all domains said."""
+        known, self._known = self._known, None
+        if known is None:
+            found = await domain_stats(self.uri, self.name)
+            known = found.get(self.name, {})
+        if "current" not in known or "maximum" not in known:
+            raise VmError("libvirt says nothing of a balloon (is it running? <memballoon>?)")
+        stats = {ours: known[name] * KIB for name, ours in self.SIZES.items() if name in known}
+        stats |= {ours: known[name] for name, ours in self.COUNTS.items() if name in known}
+        return State(
+            maximum=known["maximum"] * KIB,
+            actual=known["current"] * KIB,
+            resident=known["rss"] * KIB if "rss" in known else None,
+            updated=known.get("last-update", 0),
+            stats=stats,
+        )
+
+    async def set_target(self, size: int) -> None:
+        """Ask for a size; libvirt takes KiB."""
+        await virsh(self.uri, "setmem", self.name, f"{-(-size // KIB)}KiB", "--live")
+
+    async def polling(self) -> int:
+        """How often the guest is asked for its statistics, in seconds; 0: never."""
+        domain = ElementTree.fromstring(await virsh(self.uri, "dumpxml", self.name))
+        stats = domain.find("devices/memballoon/stats")
+        return int(stats.get("period", 0)) if stats is not None else 0
+
+    async def set_polling(self, seconds: int) -> None:
+        """Have the guest asked for its statistics so often."""
+        await virsh(self.uri, "dommemstat", self.name, "--period", str(seconds), "--live")
+
+
+async def virsh(uri: str, *words: str) -> str:
+    """Run virsh; its output."""
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "virsh",
+            *(["-c", uri] if uri else []),
+            "-q",
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            # An interrupt is for us; what is under way is finished.
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError:
+        raise VmError("there is no virsh here (Debian: libvirt-clients)") from None
+    try:
+        async with asyncio.timeout(4 * TIMEOUT):
+            output, problem = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        raise VmError(f"virsh {words[0]}: no answer in {4 * TIMEOUT} s") from None
+    if process.returncode:
+        lines = [line.removeprefix("error: ") for line in problem.decode().splitlines() if line]
+        raise VmError(f"virsh {words[0]}: {'; '.join(lines) or process.returncode}")
+    return output.decode()
+
+
+async def domain_stats(uri: str, *names: str) -> dict[str, dict[str, int]]:
+    """Balloon statistics of these running domains, or of all."""
+    words = ["--balloon", *names] if names else ["--balloon", "--list-running"]
+    found: dict[str, dict[str, int]] = {}
+    domain = None
+    for line in (await virsh(uri, "domstats", *words)).splitlines():
+        if match := re.match(r"Domain: '(.*)'$", line):
+            domain = found.setdefault(match[1], {})
+        elif (match := re.match(r"\s+balloon\.([\w-]+)=(\d+)$", line)) and domain is not None:
+            domain[match[1]] = int(match[2])
+    return found
+
+
+Machine = QmpVm | LibvirtVm
+
+
+@dataclasses.dataclass
+class Sources:
+    """Where the VMs are: given one by one, in a directory of sockets, in libvirt."""
+
+    sockets: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    directories: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    # libvirt's URI; "": its default.
+    libvirt: str | None = None
+
+    async def find(self) -> dict[str, Machine]:
+        """All that there are just now."""
+        found: dict[str, Machine] = {}
+        if self.libvirt is not None:
+            for name, known in (await domain_stats(self.libvirt)).items():
+                found[name] = LibvirtVm(name, self.libvirt, known)
+        for directory in self.directories:
+            try:
+                paths = sorted(path for path in directory.iterdir() if path.suffix == ".sock")
+            except OSError as error:
+                raise VmError(f"{directory}: {error.strerror}") from None
+            found |= {path.stem: QmpVm(path.stem, path) for path in paths if path.is_socket()}
+        return found | {name: QmpVm(name, path) for name, path in self.sockets.items()}

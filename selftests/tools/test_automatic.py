@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0
+"""`balloonctl auto` with VMs that are not there: what it makes of what they say."""
+
+import asyncio
+import dataclasses
+
+import pytest
+from ballooning.automatic import REST, STUCK, Controller
+from ballooning.policy import MIB, Rules
+from ballooning.sizes import parse_size, show_size
+from ballooning.vms import State, VmError, VmGone
+
+GIB = 1 << 30
+
+
+class FakeVm:
+    """A VM whose guest does at once what it is asked for."""
+
+    def __init__(self, name, maximum=GIB, uses=200 * MIB):
+        self.name = name
+        self.state = State(maximum, maximum, target=maximum)
+        self.uses = uses
+        self.talks = True
+        self.yields = True
+        self.period = 0
+        self.problem = None
+        self.asked = []
+
+    async def read(self):
+        """As a real one."""
+        if self.problem:
+            raise self.problem
+        state = self.state
+        if self.yields or state.target > state.actual:
+            state.actual = state.target
+        if self.talks and self.period:
+            state.updated += self.period
+            state.stats = {"available-memory": max(0, state.actual - self.uses)}
+        return dataclasses.replace(state)
+
+    async def set_target(self, size):
+        """As a real one."""
+        if self.problem:
+            raise self.problem
+        self.asked.append(size)
+        self.state.target = size
+
+    async def polling(self):
+        """As a real one."""
+        return self.period
+
+    async def set_polling(self, seconds):
+        """As a real one."""
+        self.period = seconds
+
+
+class FakeSources:
+    """Where they are."""
+
+    def __init__(self, *vms):
+        self.vms = {vm.name: vm for vm in vms}
+
+    async def find(self):
+        """As a real one."""
+        return dict(self.vms)
+
+
+class Host:
+    """A controller with its VMs, and what it says."""
+
+    def __init__(self, budget, *vms, **options):
+        self.said = []
+        self.sources = FakeSources(*vms)
+        self.controller = Controller(
+            self.sources, budget, Rules(), {}, 5, self.said.append, **options
+        )
+
+    def rounds(self, count):
+        """So many of them; the last report."""
+        for _ in range(count):
+            report = asyncio.run(self.controller.round())
+        return report
+
+    def end(self):
+        """End it."""
+        asyncio.run(self.controller.end())
+
+
+def test_the_budget_is_kept():
+    """And polling is as it was in the end."""
+    vms = [FakeVm(name) for name in "abc"]
+    vms[0].period = 7
+    host = Host(2 * GIB, *vms)
+    report = host.rounds(30)
+    assert report["total"] <= 2 * GIB
+    assert [vm.period for vm in vms] == [7, 2, 2]
+    host.end()
+    assert [vm.period for vm in vms] == [7, 0, 0]
+
+
+def test_a_dry_run_changes_nothing():
+    """It says what it would do."""
+    vms = [FakeVm(name) for name in "ab"]
+    for vm in vms:
+        vm.period = 5
+    host = Host(GIB, *vms, dry_run=True)
+    host.rounds(3)
+    host.end()
+    assert not any(vm.asked for vm in vms)
+    assert any(line.startswith("a: 1024M -> ") for line in host.said)
+
+
+def test_vms_come_and_go():
+    """The memory of one that is gone is for the others; a new one is counted."""
+    a, b = FakeVm("a"), FakeVm("b")
+    host = Host(GIB, a, b)
+    host.rounds(30)
+    b.problem = VmGone("gone")
+    report = host.rounds(30)
+    assert report["total"] == a.state.actual == GIB
+    assert host.said.count("b: gone") == 1
+    host.sources.vms["c"] = FakeVm("c")
+    assert host.rounds(30)["total"] <= GIB
+    del host.sources.vms["c"]
+    assert host.rounds(30)["total"] == GIB
+
+
+def test_what_cannot_be_read_keeps_what_it_has():
+    """A VM that does not answer may well run: its memory is not for others."""
+    a, b = FakeVm("a"), FakeVm("b", uses=500 * MIB)
+    host = Host(GIB, a, b)
+    had = host.rounds(30)
+    share = next(vm["actual"] for vm in had["vms"] if vm["name"] == "b")
+    b.problem = VmError("no answer")
+    report = host.rounds(30)
+    assert {vm["name"] for vm in report["vms"]} == {"a", "b"}
+    assert report["total"] <= GIB
+    assert next(vm["actual"] for vm in report["vms"] if vm["name"] == "b") == share
+    assert host.said.count("b: no answer") == 1
+    assert report["problems"] == {"b": "no answer"}
+
+
+@pytest.mark.parametrize("when", ["from the start", "later"])
+def test_a_guest_without_statistics_is_left_alone(when):
+    """It may be a guest without a driver, or one that hangs."""
+    a, b = FakeVm("a"), FakeVm("b")
+    host = Host(GIB, a, b)
+    if when == "later":
+        host.rounds(6)
+        assert b.asked
+    b.talks = False
+    # What it said last counts for a while.
+    host.rounds(4)
+    has = b.state.actual
+    b.asked.clear()
+    host.rounds(30)
+    assert all(size >= has for size in b.asked)
+    assert b.state.actual >= has
+
+
+def test_a_guest_that_gives_nothing_is_not_asked_again_and_again():
+    """Nor is a request kept open: it may be met when nobody wants it any more."""
+    a, b = FakeVm("a"), FakeVm("b")
+    b.yields = False
+    host = Host(GIB * 3 // 2, a, b)
+    host.rounds(3 + STUCK)
+    assert b.asked[0] < GIB
+    host.rounds(2)
+    assert b.asked[1] == b.state.target == GIB
+    rounds = 4 * REST
+    host.rounds(rounds)
+    assert len([size for size in b.asked if size < GIB]) <= 1 + rounds // REST
+    # The other one has given what it could.
+    assert a.state.actual < GIB * 3 // 4
+
+
+def test_an_end_leaves_no_request_open():
+    """A guest is asked for what it has."""
+    a, b = FakeVm("a"), FakeVm("b")
+    host = Host(GIB, a, b)
+    host.rounds(3)
+    a.yields = b.yields = False
+    host.rounds(1)
+    assert a.state.target < a.state.actual
+    host.end()
+    assert a.state.target == a.state.actual
+    assert b.state.target == b.state.actual
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512M", 512 * MIB),
+        ("1.5G", 3 * GIB // 2),
+        ("2GiB", 2 * GIB),
+        ("1 t", 1 << 40),
+        ("4k", 4096),
+        ("536870912", 512 * MIB),
+        ("100B", 100),
+    ],
+)
+def test_sizes_are_read(text, size):
+    """As people write them."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "M", "0", "-1G", "1,5G", "1e9", "nan", "5X", "0.1", "1G2M"])
+def test_what_is_no_size_is_refused(text):
+    """With what would be one."""
+    with pytest.raises(ValueError, match="is not a size: 512M, "):
+        parse_size(text)
+
+
+def test_sizes_are_shown_as_they_are_read():
+    """Rounded to what a person wants to know."""
+    for size, text in ((512 * MIB, "512M"), (3 * GIB // 2, "1536M"), (64 * GIB, "64G"), (0, "0M")):
+        assert show_size(size) == text
+    assert show_size(300 * MIB + 400 * 1024) == "300.4M"
+    assert show_size(1 << 50) == "1024T"
+    assert show_size(None) == "-"
