@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The balloon driver and hosts that misbehave, on user-mode Linux with KASAN and kmemleak.
+
+The host is a program of ours (selftests/vhost), which keeps account of what the guest says and
+discards memory as QEMU does; and misbehaves as it is told. Whatever it did, the guest has to live,
+to unload the driver and to have all its memory back, with nothing in it overwritten.
+"""
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+
+import balloon_host
+import pytest
+import vm
+from balloon_host import HINT, KNOWN, MUST_TELL_HOST, PAGES_PER_MIB, REPORTING, STATS, Host
+from balloonguest import MIB, Balloon
+from check import find_leaks
+
+MEMORY = "256M"
+# Longer than the driver waits for a host when it has to go.
+UNLOAD_TIMEOUT = 30
+# Features that nobody knows; none that says what rings look like.
+UNKNOWN = 0xFFFC000000FFFFC0
+# What nobody may write to.
+DATA = (
+    "mount -o remount,size=90% /run &&"
+    "head -c 20M /dev/urandom >/run/data && md5sum /run/data >/run/sum"
+)
+# Of random hosts. More of it for those who ask.
+SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1").split()]
+MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "3000"))
+
+
+class Device(Balloon):
+    """A device of a guest, from both sides."""
+
+    def __init__(self, guest: vm.Guest, host: Host, total: int):
+        # pylint: disable=super-init-not-called
+        self.guest = guest
+        self.host = host
+        self.total = total
+        host.plug_into(guest)
+
+    def actual(self) -> int:
+        """What is in the balloon, as the host knows, in pages."""
+        return self.host.state()["actual"]
+
+    def ask(self, mib: int) -> None:
+        """Ask for a size of the balloon."""
+        self.host.tell(f"target {mib * PAGES_PER_MIB}")
+
+    def resize(self, mib: int, timeout: float = 60) -> None:
+        """Ask for a size of the balloon and wait until it is there, to the page."""
+        self.ask(mib)
+        self.wait_for(lambda: self.actual() == mib * PAGES_PER_MIB, timeout, f"{mib} MiB")
+        assert self.pages() == mib * PAGES_PER_MIB
+
+    def bind(self) -> None:
+        """Bind the driver, to the only device."""
+        self.sh("cd /sys/bus/virtio/drivers/virtio_balloon_rs; echo $(cd ../../devices; ls) >bind")
+
+    def unbind(self) -> None:
+        """Unbind the driver, if it is bound."""
+        self.sh(
+            "cd /sys/bus/virtio/drivers/virtio_balloon_rs; for d in virtio*; do"
+            " [ ! -e $d ] || echo $d >unbind; done"
+        )
+
+    def wait_until_unplugged(self) -> None:
+        """The front end takes a device out when its host hangs up."""
+        self.wait_for(lambda: self.sh("ls /sys/bus/virtio/devices") == "", 60, "unplug")
+
+
+@pytest.fixture(name="program", scope="module", autouse=True)
+def program_fixture():
+    """The host's program."""
+    balloon_host.build()
+
+
+@pytest.fixture(name="guest", scope="module")
+def guest_fixture(boot_for_module):
+    """One guest for this file; each test plugs in a device, and takes it out."""
+    guest = boot_for_module(kernel="uml", memory=MEMORY, append=["kunit.autorun=0"])
+    booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
+    guest.check(DATA)
+    yield guest
+    leaks = find_leaks(guest, booted)
+    assert not leaks, leaks
+
+
+@pytest.fixture(name="plug")
+def plug_fixture(guest):
+    """plug(OPTION...): a device, driven by us; the host is good until it is told otherwise.
+
+    In the end the driver has to unload and the guest to be as before.
+    """
+    guest.check('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+    total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
+    devices = []
+
+    def plug(*options):
+        devices.append(Device(guest, Host(*options), total))
+        return devices[-1]
+
+    yield plug
+    device = devices[-1]
+    device.sh("! lsmod | grep -q virtio_balloon_rs || rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    device.assert_as_before()
+    device.sh("md5sum --quiet -c /run/sum")
+    seen = device.host.end()
+    assert not seen["violations"], seen
+    assert seen["error"] is None, seen
+    device.wait_until_unplugged()
+
+
+def features(bits: int) -> tuple[str, str]:
+    """The option."""
+    return ("--features", f"{bits:x}")
+
+
+def recover(device) -> None:
+    """Whatever happened: bind the driver again, and all is well with a host that is good."""
+    device.host.tell("case good")
+    device.ask(0)
+    device.unbind()
+    device.assert_as_before()
+    device.bind()
+    device.resize(24)
+    device.resize(3)
+    device.unbind()
+    device.assert_as_before()
+
+
+@pytest.mark.parametrize("bits", [0, STATS | MUST_TELL_HOST, STATS | REPORTING], ids=hex)
+def test_a_good_host_finds_nothing_to_complain_of(plug, bits):
+    """Its account of what is in the balloon and the guest's agree, page by page."""
+    device = plug(*features(bits))
+    for size in (64, 17, 100, 0, 33):
+        device.resize(size)
+        state = device.host.state()
+        if not bits & REPORTING:
+            assert state["inflated"] == size * PAGES_PER_MIB
+        assert not state["violations"]
+    if bits & STATS:
+        device.host.tell("stats")
+        device.wait_for(lambda: device.host.state()["counts"]["stats"] > 1, 10, "statistics")
+        assert device.host.state()["statistics"]["5"] == device.counters()["MemTotal"] * 1024
+    # What the guest has used and put into the balloon is the machine's again.
+    device.resize(0)
+    most = int(MEMORY[:-1]) * MIB - 120 * MIB
+    device.sh("head -c 140M /dev/zero >/run/zero")
+    assert device.host.state()["resident"] > most + 20 * MIB
+    device.sh("rm /run/zero")
+    device.resize(120)
+    assert device.host.state()["resident"] <= most
+    device.unbind()
+    assert device.host.state()["actual"] == 0
+
+
+def test_what_is_kept_for_hints_is_free(plug):
+    """A host that has been given all free memory as a hint, and wants it in the balloon then."""
+    device = plug(*features(STATS | HINT))
+    device.host.tell("hint 7")
+    # All that is free in blocks; what is left is not enough for the balloon.
+    device.wait_for(lambda: device.counters()["MemFree"] < 64 * 1024, 60, "hints")
+    device.resize(100)
+    device.resize(0)
+    device.host.tell("hint 1")
+    recover(device)
+
+
+def test_a_target_beyond_memory(plug):
+    """The balloon stops at the guest's reserve."""
+    device = plug(*features(STATS))
+    device.host.tell(f"target {2**32 - 1}")
+    spare = "no memory to spare"
+    device.wait_for(lambda: spare in device.sh("dmesg | tail -n 3"), 60, spare)
+    assert device.counters()["MemAvailable"] > 16 * 1024
+    device.wait_for(lambda: device.actual() == device.pages(), 10, "rest")
+    device.resize(0)
+    recover(device)
+
+
+@pytest.mark.parametrize("case", ["retarget", "unstable-config", "interrupts", "longer", "later"])
+@pytest.mark.parametrize("bits", [STATS, STATS | REPORTING], ids=hex)
+def test_noise(plug, case, bits):
+    """Targets that change with each message or each look; interrupts without a reason; lengths that
+    are beyond any buffer; answers that come late. None of it does any harm."""
+    device = plug(*features(bits))
+    device.host.tell(f"case {case}")
+    for size in (40, 2, 50):
+        device.ask(size)
+        time.sleep(0.5)
+    device.host.tell("case good")
+    device.resize(30)
+    assert "balloon does not move" not in device.sh("dmesg | tail -n 5")
+    recover(device)
+
+
+def test_interrupts_that_are_lost(plug):
+    """A wait looks by itself."""
+    device = plug(*features(STATS))
+    device.host.tell("case quietly")
+    device.resize(2)
+    device.resize(0)
+    recover(device)
+
+
+QUEUES = ["inflate", "deflate", "stats", "reporting"]
+
+
+def provoke(device, case: str, name: str) -> None:
+    """Have the guest use a queue, and the host treat that as the case says."""
+    device.resize(40)
+    device.host.tell(f"case {case}:{name}")
+    if name == "stats":
+        device.host.tell("stats")
+    else:
+        device.ask(10 if name == "deflate" else 60)
+    acts = {"unknown", "other", "twice", "jump", "silence"}
+    act = next(act for act in acts if act in case)
+    device.wait_for(
+        lambda: device.host.state()["counts"].get(f"act_{act}"), 20, f"{case} of {name}"
+    )
+
+
+def bits_for(name: str) -> int:
+    """The features that a test of a queue needs: with blocks, the others are used less."""
+    return STATS | REPORTING if name == "reporting" else STATS
+
+
+@pytest.mark.parametrize("name", QUEUES)
+@pytest.mark.parametrize("case", ["unknown", "other", "twice", "jump", "far-jump"])
+def test_nonsense_in_the_used_ring(plug, case, name):
+    """An id that cannot be, one that was not lent, one twice, more than there are."""
+    device = plug(*features(bits_for(name)))
+    before = len(device.guest.log_lines())
+    provoke(device, case, name)
+    time.sleep(0.3)
+    if case == "unknown":
+        new = "\n".join(device.guest.log_lines()[before:])
+        assert re.search(r"id \d+ out of range", new), new
+    if name == "stats":
+        device.resize(20)
+    recover(device)
+
+
+@pytest.mark.parametrize("how", ["rmmod", "unbind"])
+@pytest.mark.parametrize("name", QUEUES)
+def test_a_queue_that_stops_answering_does_not_keep_the_driver(plug, name, how):
+    """What it was sent takes effect at the last moment before the reset, when nobody may have that
+    memory yet."""
+    device = plug(*features(bits_for(name)))
+    provoke(device, "silence", name)
+    leave = "rmmod virtio_balloon_rs"
+    if how == "unbind":
+        driver = "/sys/bus/virtio/drivers/virtio_balloon_rs"
+        leave = f"cd {driver}; for d in virtio*; do echo $d >unbind; done"
+    started = time.monotonic()
+    # What is free meanwhile gets used.
+    device.sh(
+        f"({leave}) & sleep 1; head -c 64M /dev/urandom >/run/more && md5sum /run/more >/run/sum2;"
+        "wait $! || exit; md5sum --quiet -c /run/sum2 && rm /run/more",
+        timeout=60,
+    )
+    assert time.monotonic() - started < UNLOAD_TIMEOUT
+    if name in ("inflate", "deflate"):
+        assert "the host does not take part" in device.sh("dmesg | tail -n 3")
+    device.assert_as_before()
+    device.host.tell("case good")
+    if how == "rmmod":
+        device.load()
+    else:
+        device.bind()
+    recover(device)
+
+
+@pytest.mark.parametrize("name", ["inflate", "reporting"])
+def test_a_queue_that_stops_answering_does_not_keep_the_system_up(boot, name):
+    """Powering off."""
+    guest = boot(kernel="uml", memory=MEMORY, append=["kunit.autorun=0"])
+    host = Host(*features(bits_for(name)))
+    guest.check('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+    device = Device(guest, host, 0)
+    provoke(device, "silence", name)
+    guest.process.stdin.write(b"exit\n")
+    guest.process.stdin.flush()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        guest.process.wait(60)
+    assert guest.process.poll() is not None
+    host.end()
+
+
+def test_a_host_that_hangs_up(boot_dirty):
+    """The device is gone with pages in the balloon. virtio_uml warns that it tells nobody."""
+    guest = boot_dirty(kernel="uml", memory=MEMORY, append=["kunit.autorun=0"])
+    guest.check('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+    total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
+    for bits, size in ((STATS, 40), (STATS | REPORTING, 60)):
+        host = Host(*features(bits))
+        device = Device(guest, host, total)
+        device.resize(size)
+        device.ask(100)
+        host.end()
+        device.wait_until_unplugged()
+        device.assert_as_before()
+    guest.check("rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    wrong = guest.check_log()
+    theirs = [line for line in wrong if re.search(r"WARNING: arch/um/drivers/virtio_uml\.c", line)]
+    # Each has a list of modules.
+    assert len(wrong) <= 2 * len(theirs), wrong
+    assert all("WARNING" in line or "Modules linked in:" in line for line in wrong), wrong
+
+
+def test_every_combination_of_features(plug):
+    """With others that nobody knows: what we know is negotiated if it is offered."""
+    expected = 0
+    for bits in range(KNOWN + 1):
+        device = plug(*features(bits | UNKNOWN))
+        words = device.sh("cat /sys/bus/virtio/devices/virtio*/features").split()
+        assert len(words) == 1, f"features {bits:#x}"
+        negotiated = sum(1 << i for i, bit in enumerate(words[0]) if bit == "1")
+        expected = bits & (MUST_TELL_HOST | STATS | REPORTING)
+        assert negotiated & ~(KNOWN | 1 << 32) == 0, f"{negotiated:#x} of {bits:#x}"
+        assert negotiated & KNOWN & ~bits == 0
+        assert negotiated & (MUST_TELL_HOST | STATS | REPORTING) == expected
+        for size in (9, 0):
+            device.ask(size)
+            device.host.expect("reached")
+        if bits < KNOWN:
+            device.unbind()
+            assert not device.host.end()["violations"]
+            device.wait_until_unplugged()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_host(plug, seed):
+    """All of it at random: what a host decides is repeated by its seed."""
+    device = plug("--case", "random", "--seed", str(seed), "--messages", str(MESSAGES))
+    deadline = time.monotonic() + 180 + MESSAGES
+    while True:
+        assert time.monotonic() < deadline, device.host.state()
+        event = device.host.event(5)
+        if event is None:
+            continue
+        assert event["event"] in ("done", "stuck", "reached"), event
+        if event["event"] == "done":
+            break
+        if event["event"] == "stuck":
+            device.unbind()
+            device.assert_as_before()
+            device.bind()
+    recover(device)
+    state = device.host.state()
+    assert state["messages"] >= MESSAGES
+    print(f"seed {seed}: {state['messages']} messages, {state['counts']}")

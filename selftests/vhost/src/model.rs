@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a host knows of the guest's memory, and what the guest may not say about it.
+
+use std::collections::HashSet;
+
+/// Pages of 4 KiB, by their frame numbers.
+#[derive(Default)]
+pub struct Model {
+    /// What is in the balloon by the page frame number queues.
+    inflated: HashSet<u32>,
+    /// What was discarded through the reporting queue. It may be in the balloon or not: that the host
+    /// is not told.
+    discarded: HashSet<u32>,
+    /// What the guest did that it may not do.
+    pub violations: Vec<String>,
+    /// Whether there is nothing to be held against the guest, since the host has lied to it.
+    pub is_void: bool,
+}
+
+const MAX_VIOLATIONS: usize = 20;
+
+impl Model {
+    /// Something that is wrong whatever the host has said.
+    pub fn accuse(&mut self, what: String) {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.violations.push(what);
+        }
+    }
+
+    fn blame(&mut self, what: impl FnOnce() -> String) {
+        if !self.is_void {
+            self.accuse(what());
+        }
+    }
+
+    pub fn inflate(&mut self, unit: u32) {
+        if !self.inflated.insert(unit) {
+            self.blame(|| format!("page {unit:#x} inflated twice"));
+        }
+    }
+
+    pub fn deflate(&mut self, unit: u32) {
+        // A block that was split comes back by the page.
+        if !self.inflated.remove(&unit) && !self.discarded.remove(&unit) {
+            self.blame(|| format!("page {unit:#x} deflated, but not in the balloon"));
+        }
+    }
+
+    pub fn discard(&mut self, first: u32, count: u32) {
+        for unit in first..first.saturating_add(count) {
+            if self.inflated.contains(&unit) {
+                self.blame(|| format!("page {unit:#x} reported, but in the balloon"));
+            }
+            self.discarded.insert(unit);
+        }
+    }
+
+    /// The guest says how large the balloon is. One page may just be on its way from one place to
+    /// another; what is not known by its page can only be what was discarded.
+    pub fn check_actual(&mut self, actual: u32) {
+        let known = self.inflated.len() as u32;
+        let may_be = known + self.discarded.len() as u32;
+        if actual.saturating_add(1) < known || actual > may_be.saturating_add(1) {
+            self.blame(|| format!("actual is {actual}, but {known} to {may_be} pages are in"));
+        }
+    }
+
+    /// The guest resets the device; it is to have taken everything out.
+    pub fn reset(&mut self) {
+        let count = self.inflated.len();
+        if count > 0 {
+            self.blame(|| format!("reset with {count} pages in the balloon"));
+        }
+        self.inflated.clear();
+        self.discarded.clear();
+        self.is_void = false;
+    }
+
+    pub fn inflated(&self) -> usize {
+        self.inflated.len()
+    }
+
+    pub fn discarded(&self) -> usize {
+        self.discarded.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accusations(f: impl FnOnce(&mut Model)) -> usize {
+        let mut model = Model::default();
+        f(&mut model);
+        model.violations.len()
+    }
+
+    #[test]
+    fn what_is_right_is_no_violation() {
+        let count = accusations(|model| {
+            model.inflate(1);
+            model.inflate(2);
+            model.check_actual(2);
+            // A block of four pages, of which one comes back by the page.
+            model.discard(16, 4);
+            model.check_actual(6);
+            model.deflate(17);
+            model.check_actual(5);
+            model.deflate(1);
+            model.deflate(2);
+            model.reset();
+        });
+        assert_eq!(count, 0);
+    }
+
+    #[test]
+    fn what_is_wrong_is_one() {
+        let twice = |model: &mut Model| {
+            model.inflate(1);
+            model.inflate(1);
+        };
+        assert_eq!(accusations(twice), 1);
+        assert_eq!(accusations(|model| model.deflate(1)), 1);
+        assert_eq!(accusations(|model| model.check_actual(2)), 1);
+        let left = |model: &mut Model| {
+            model.inflate(1);
+            model.reset();
+        };
+        assert_eq!(accusations(left), 1);
+        let reported = |model: &mut Model| {
+            model.inflate(5);
+            model.discard(4, 2);
+        };
+        assert_eq!(accusations(reported), 1);
+        let few = |model: &mut Model| {
+            (0..3).for_each(|unit| model.inflate(unit));
+            model.check_actual(1);
+        };
+        assert_eq!(accusations(few), 1);
+    }
+
+    #[test]
+    fn who_was_lied_to_is_not_accused_until_the_reset() {
+        let mut model = Model {
+            is_void: true,
+            ..Model::default()
+        };
+        model.deflate(1);
+        model.inflate(2);
+        model.reset();
+        assert!(model.violations.is_empty());
+        model.deflate(2);
+        assert_eq!(model.violations.len(), 1);
+    }
+}
