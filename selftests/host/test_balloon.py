@@ -12,7 +12,7 @@ from balloonguest import DEVICE, MEMORY, MIB, SLACK, UNBOUND, driven
 @pytest.fixture(name="guest", scope="module")
 def guest_fixture(boot_for_module):
     """One guest for this file; each test leaves it as it found it."""
-    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=[DEVICE])) as balloon:
+    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=[DEVICE], udev=False)) as balloon:
         yield balloon
 
 
@@ -110,21 +110,34 @@ def test_the_host_gets_the_memory(balloon):
     assert balloon.guest.resident_mib() < used - 200
 
 
+# Two files whose pages lie between each other's, and then only one of them.
+INTERLEAVE = """
+mkdir -p /run/full && mount -t tmpfs -o size=700M full /run/full && cd /run/full || exit
+python3 -c '
+a, b, page = open("a", "wb", 0), open("b", "wb", 0), bytes(4096)
+for _ in range(%d):
+    a.write(page), b.write(page)' && rm a
+"""
+# How many free blocks of 2 MiB the guest has.
+BLOCKS = (
+    "awk '{ for (i = 14; i <= NF; i++) n += $i * 2 ^ (i - 14) } END { print n }' /proc/buddyinfo"
+)
+
+
 def test_compaction_moves_pages_of_the_balloon(balloon):
-    """Migration replaces pages without the size changing."""
-    before = balloon.counters()["balloon_migrate"]
-    for _ in range(5):
-        # What is free afterwards lies between the balloon's pages, for the most part: where they
-        # are is not for us to say.
-        balloon.resize(MEMORY // 2)
-        balloon.resize(MEMORY * 3 // 4)
-        balloon.sh("echo 1 >/proc/sys/vm/compact_memory")
-        after = balloon.counters()
-        if after["balloon_migrate"] > before:
-            break
-    assert after["balloon_migrate"] > before
-    assert after["nr_balloon_pages"] == MEMORY // 4 * 256
-    assert balloon.actual() == MEMORY * 3 // 4 * MIB
+    """Where free pages lie between the balloon's, compaction makes blocks of them."""
+    pages = 128 * 256
+    balloon.sh(INTERLEAVE % pages, timeout=180)
+    # They come from where there are no blocks, as long as that lasts.
+    balloon.resize(MEMORY - 128)
+    balloon.sh("cd / && umount /run/full && rmdir /run/full && echo 3 >/proc/sys/vm/drop_caches")
+    before, blocks = balloon.counters(), int(balloon.sh(BLOCKS))
+    balloon.sh("echo 1 >/proc/sys/vm/compact_memory", timeout=120)
+    after = balloon.counters()
+    assert int(balloon.sh(BLOCKS)) > blocks + 24
+    assert after["balloon_migrate"] > before["balloon_migrate"] + pages // 4
+    assert after["nr_balloon_pages"] == pages
+    assert balloon.actual() == (MEMORY - 128) * MIB
 
 
 def test_unloading_returns_the_pages(balloon):

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the guest keeps, whatever the host asks for; and what people see of a balloon."""
+
+import os
+import pathlib
+import re
+
+import pytest
+from balloonguest import DEVICE, MEMORY, MIB, driven
+
+SWAP_MIB = 512
+# How the host merges equal pages (Documentation/admin-guide/mm/ksm.rst), for the tests as fast as
+# it can.
+KSM = pathlib.Path("/sys/kernel/mm/ksm")
+KSM_SETTINGS = {"pages_to_scan": "4000", "sleep_millisecs": "10", "run": "1"}
+
+
+@pytest.fixture(name="guest", scope="module")
+def guest_fixture(boot_for_module, tmp_path_factory):
+    """One guest for this file; each test leaves it as it found it."""
+    swap = tmp_path_factory.mktemp("swap") / "swap"
+    with swap.open("wb") as file:
+        file.truncate(SWAP_MIB * MIB)
+    options = [
+        DEVICE,
+        "-machine mem-merge=on",
+        f"-drive file={swap},if=none,id=swap,format=raw,cache=unsafe",
+        "-device virtio-blk-pci,drive=swap,serial=swap",
+    ]
+    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
+        yield balloon
+
+
+def available(balloon):
+    """What the guest could have without swapping, in MiB."""
+    return balloon.counters()["MemAvailable"] // 1024
+
+
+class Hog:
+    """A process that has memory: when there is none, it is killed before others are."""
+
+    SCRIPT = (
+        "import sys; open('/proc/self/oom_score_adj', 'w').write('1000');"
+        " memory = bytearray(b'x') * int(sys.argv[1]); open('/run/hog.held', 'w').close();"
+        " open('/run/hog.go').read(); open('/run/hog.count', 'w').write(str(memory.count(b'x')))"
+    )
+
+    def __init__(self, balloon, mib):
+        self.balloon = balloon
+        self.bytes = mib * MIB
+        balloon.sh(
+            "rm -f /run/hog.*; mkfifo /run/hog.go;"
+            f'(python3 -c "{self.SCRIPT}" {self.bytes}; : >/run/hog.end) <&- >/dev/null 2>&1 &'
+        )
+
+    def _exists(self, name):
+        return self.balloon.sh(f"[ -e /run/hog.{name} ] && echo yes || echo no") == "yes"
+
+    def has_all(self):
+        """Whether it has got its memory."""
+        assert not self._exists("end"), "killed"
+        return self._exists("held")
+
+    def is_killed(self):
+        """Whether it was killed before it got it."""
+        assert not self._exists("held")
+        return self._exists("end")
+
+    def release(self):
+        """Let it go: it says how many bytes it had."""
+        self.balloon.sh(": >/run/hog.go; until [ -e /run/hog.end ]; do sleep 0.1; done", 120)
+        return int(self.balloon.sh("cat /run/hog.count"))
+
+
+def plug(balloon, **properties):
+    """Replace the device by one with other properties."""
+    balloon.qmp("device_del", id="balloon0")
+    balloon.wait_for(lambda: not balloon.is_plugged(), 60, "unplug")
+    balloon.qmp(
+        "device_add",
+        **{"driver": "virtio-balloon-pci", "id": "balloon0", "bus": "port0"},
+        **properties,
+    )
+    balloon.wait_for(lambda: balloon.driver() == "virtio_balloon_rs", 60, "plug and bind")
+
+
+def reload(balloon, parameters=""):
+    """Load the driver with parameters."""
+    balloon.sh(
+        "rmmod virtio_balloon_rs;"
+        f' insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" {parameters}'
+    )
+
+
+@pytest.fixture(name="parameters")
+def parameters_fixture(balloon):
+    """Load the driver with parameters; afterwards without."""
+    yield lambda parameters: reload(balloon, parameters)
+    balloon.ask(MEMORY)
+    reload(balloon)
+
+
+@pytest.fixture(name="deflates_on_oom")
+def deflates_on_oom_fixture(balloon):
+    """A device that lets the balloon shrink when the guest needs memory."""
+    plug(balloon, **{"deflate-on-oom": True})
+    yield balloon
+    balloon.resize(MEMORY)
+    plug(balloon)
+
+
+def debugfs(balloon, name):
+    """What a file of the balloon's says."""
+    return balloon.sh(f"cat /sys/kernel/debug/virtio_balloon_rs/{balloon.device()}/{name}")
+
+
+def test_people_see_what_the_balloon_does(balloon):
+    """In debugfs, as long as there is a device."""
+    assert debugfs(balloon, "state") == "at its target"
+    balloon.resize(512)
+    balloon.wait_for(lambda: debugfs(balloon, "state") == "at its target", 10, "rest")
+    size = (MEMORY - 512) * MIB
+    assert int(debugfs(balloon, "target")) == size
+    assert int(debugfs(balloon, "actual")) == size
+    blocks = debugfs(balloon, "blocks").splitlines()
+    assert blocks[0] == f"pages {size // 4096}"
+    assert [line.split()[-1] for line in blocks[1:]] == ["0"] * 11
+    rates = dict(line.split() for line in debugfs(balloon, "rates").splitlines())
+    assert int(rates["inflate"]) > MIB
+    assert 0 <= int(debugfs(balloon, "last_change")) < 60000
+    balloon.resize(MEMORY)
+    rates = dict(line.split() for line in debugfs(balloon, "rates").splitlines())
+    assert int(rates["deflate"]) > MIB
+    balloon.sh("rmmod virtio_balloon_rs; [ ! -e /sys/kernel/debug/virtio_balloon_rs ]")
+    balloon.load()
+
+
+def test_the_reserve_can_be_chosen(balloon, parameters):
+    """The balloon stops there, and says so once."""
+    parameters("min_available_mb=300")
+    balloon.ask(1)
+    balloon.wait_for(lambda: debugfs(balloon, "state") == "waiting for memory", 60, "the reserve")
+    assert 280 < available(balloon) < 345
+    said = balloon.log().count("no memory to spare")
+    balloon.sh("sleep 2")
+    assert balloon.log().count("no memory to spare") == said
+
+
+def test_a_chosen_reserve_is_kept_under_pressure(balloon, parameters):
+    """The balloon gives back what others need, and takes it again when they do not."""
+    parameters("min_available_mb=200")
+    balloon.resize(600)
+    hog = Hog(balloon, 300)
+    balloon.wait_for(hog.has_all, 60, "the memory")
+    balloon.wait_for(lambda: available(balloon) >= 200, 60, "the reserve")
+    assert 600 * MIB < balloon.actual() <= MEMORY * MIB
+    assert hog.release() == hog.bytes
+    balloon.wait_for(lambda: balloon.actual() == 600 * MIB, 60, "the size that the host wants")
+
+
+def test_without_leave_the_balloon_keeps_what_the_host_wants(balloon):
+    """Neither the host nor the administrator lets it shrink."""
+    balloon.resize(400)
+    hog = Hog(balloon, 800)
+    balloon.wait_for(hog.is_killed, 120, "the OOM killer")
+    assert balloon.actual() == 400 * MIB
+
+
+def test_memory_comes_back_before_anything_is_killed(deflates_on_oom):
+    """With deflate-on-oom; and the pages in the balloon count as the guest's."""
+    balloon = deflates_on_oom
+    kills = balloon.counters()["oom_kill"]
+    balloon.resize(300)
+    assert balloon.counters()["MemTotal"] == balloon.total
+    hog = Hog(balloon, 600)
+    balloon.wait_for(hog.has_all, 120, "the memory")
+    assert balloon.actual() > 500 * MIB
+    assert hog.release() == hog.bytes
+    assert balloon.counters()["oom_kill"] == kills
+    balloon.wait_for(lambda: balloon.actual() == 300 * MIB, 60, "the size that the host wants")
+
+
+def test_blocks_come_back_before_anything_is_killed(balloon):
+    """As above, of a balloon that is made of blocks."""
+    kills = balloon.counters()["oom_kill"]
+    plug(balloon, **{"deflate-on-oom": True, "free-page-reporting": True})
+    balloon.resize(300)
+    assert debugfs(balloon, "blocks").splitlines()[0] == "pages 0"
+    assert balloon.counters()["MemTotal"] == balloon.total
+    hog = Hog(balloon, 600)
+    balloon.wait_for(hog.has_all, 120, "the memory")
+    assert hog.release() == hog.bytes
+    assert balloon.counters()["oom_kill"] == kills
+    balloon.resize(MEMORY)
+    plug(balloon)
+
+
+def test_the_balloon_pauses_when_the_guest_swaps(balloon):
+    """It takes what is cache, and hardly anything of what processes use."""
+    balloon.sh("mkswap /dev/disk/by-id/virtio-swap 2>/dev/null || mkswap /dev/vda; swapon /dev/vda")
+    hog = Hog(balloon, 600)
+    balloon.wait_for(hog.has_all, 60, "the memory")
+    # Half of what is left is cache.
+    balloon.sh("dd if=/dev/urandom of=/tmp/cache bs=1M count=100 status=none; rm /tmp/cache")
+    before = balloon.counters()["pswpout"]
+    balloon.ask(100)
+    balloon.wait_for(lambda: debugfs(balloon, "state") == "waiting for memory", 120, "the reserve")
+    balloon.sh("sleep 5")
+    swapped = balloon.counters()["pswpout"] - before
+    assert swapped * 4096 < 64 * MIB
+    assert hog.release() == hog.bytes
+    balloon.resize(MEMORY)
+    balloon.sh("swapoff /dev/vda")
+
+
+def test_nodes_give_in_proportion_to_what_is_free(boot):
+    """Two nodes of a size, one of them in use."""
+    options = [
+        f"{DEVICE},free-page-reporting=on",
+        *(f"-object memory-backend-ram,id=m{n},size={MEMORY // 2}M" for n in (0, 1)),
+        "-numa node,nodeid=0,cpus=0-1,memdev=m0",
+        "-numa node,nodeid=1,memdev=m1",
+    ]
+    with driven(boot(memory=f"{MEMORY}M", cpus=2, qemu_opts=options, udev=False)) as balloon:
+
+        def free():
+            text = balloon.sh("grep -h MemFree /sys/devices/system/node/node*/meminfo")
+            return [int(n) // 1024 for n in re.findall(r"(\d+) kB", text)]
+
+        for size in (MEMORY - 400, MEMORY - 200):
+            balloon.resize(MEMORY)
+            balloon.sh("mount -t tmpfs -o mpol=bind:0 none /mnt && head -c 200M /dev/zero >/mnt/a")
+            before = free()
+            balloon.resize(size)
+            after = free()
+            taken = [a - b for a, b in zip(before, after, strict=True)]
+            exact = [n * (MEMORY - size) / sum(before) for n in before]
+            assert all(abs(a - b) < 40 for a, b in zip(taken, exact, strict=True)), (before, after)
+            balloon.sh("umount /mnt")
+        balloon.resize(MEMORY)
+
+
+@pytest.fixture(name="merged")
+def merged_fixture(balloon):
+    """How much memory of the guest the host has merged, in MiB: it does, until the test's end."""
+    if not os.access(KSM / "run", os.W_OK):
+        pytest.skip("this host merges no pages")
+    before = {name: (KSM / name).read_text() for name in KSM_SETTINGS}
+    count = pathlib.Path(f"/proc/{balloon.guest.qemu_pid()}/ksm_merging_pages")
+    for name, value in KSM_SETTINGS.items():
+        (KSM / name).write_text(value)
+    yield lambda: int(count.read_text()) * 4096 // MIB
+    for name, value in before.items():
+        (KSM / name).write_text(value)
+
+
+@pytest.mark.parametrize("reporting", [False, True])
+def test_the_host_merges_equal_pages(balloon, merged, reporting):
+    """What it has merged is as whole as before, and goes when the balloon takes it."""
+    if reporting:
+        plug(balloon, **{"free-page-reporting": True})
+    balloon.sh(
+        "cd /run; yes 1234567 | head -c 160M >equal; head -c 16M /dev/urandom >unlike;"
+        " md5sum equal unlike >sums"
+    )
+    balloon.wait_for(lambda: merged() > 150, 120, "merging")
+    for size in (512, MEMORY, 512):
+        balloon.resize(size)
+        assert merged() > 150
+    balloon.sh("cd /run; md5sum --status -c sums")
+    # What the guest has freed is merged still, and more than the balloon leaves.
+    balloon.sh("rm /run/equal")
+    balloon.ask(200)
+    # The host counts a page as merged until it comes by again.
+    balloon.wait_for(lambda: merged() < 150 - 30, 120, "an end of what was merged")
+    balloon.resize(MEMORY)
+    balloon.sh("cd /run; yes 1234567 | head -c 160M >equal; md5sum --status -c sums; rm equal")
+    balloon.wait_for(lambda: debugfs(balloon, "state") == "at its target", 10, "rest")
+    balloon.sh("rm /run/unlike /run/sums")
+    if reporting:
+        plug(balloon)
