@@ -14,8 +14,7 @@ import tempfile
 import time
 
 import vm
-from rich.console import Console
-from rich.table import Table
+from demo_table import DemoTable
 
 MIB = 1 << 20
 DISK_MIB = 512
@@ -28,36 +27,21 @@ BALLOON_TIMEOUT = 120
 RESIDENT_SHARE = 0.8
 
 
-class Demo:
+class Demo(DemoTable):
     """The steps, and the rows of the table."""
 
     def __init__(self, guest: vm.Guest):
+        super().__init__("module")
         self.guest = guest
-        self.console = Console(width=100)
-        self.table = Table(title="Expected and measured", show_lines=False)
-        for heading in ("module", "what", "expected", "measured", ""):
-            self.table.add_column(heading)
-        self.failed = 0
-
-    def row(self, module: str, what: str, expected: str, measured: str, good: bool) -> None:
-        """One line of the table."""
-        self.failed += not good
-        self.table.add_row(module, what, expected, measured, "ok" if good else "NOT MET")
-        self.console.print(f"   {what}: expected {expected}, measured {measured}")
 
     def within(self, module, what, expected, measured, unit, slack=LIMIT_SLACK) -> None:
         """A line whose measured value has to be near the expected one."""
         good = abs(measured - expected) <= expected * slack
         self.row(module, what, f"{expected:,.0f} {unit}", f"{measured:,.0f} {unit}", good)
 
-    def step(self, text: str) -> None:
-        """Say what comes."""
-        self.console.print(f"== {text}", style="bold")
-
     def shell(self, script: str, timeout: float = 120) -> str:
         """Run in the guest, and show what is run."""
-        for line in script.strip().splitlines():
-            self.console.print(f"   # {line.strip()}", style="dim", highlight=False, markup=False)
+        self.commands(script)
         return self.guest.check(script, timeout)
 
     def fio(self, device: str, *options: str) -> dict:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Two guests, joined by network links: one has a disk, the other has it by iSCSI over every link.
+"""Two guests, joined by network links: one has disks, the other has them by iSCSI over every link.
 
-The disk is the kernel's target (LIO); the initiator is open-iscsi with udev and multipathd, which
-makes one multipath device of the sessions. For tests and benchmarks.
+The disks are the kernel's target (LIO): a ramdisk, or what else a storage has. The initiator is
+open-iscsi with udev and multipathd, which makes one multipath device of all sessions' paths to a
+disk. For tests and benchmarks.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import vm
 
@@ -34,20 +36,42 @@ ip link show link{link} >/dev/null || exit
 EXPORT = """
 modprobe -a target_core_mod iscsi_target_mod || exit
 target=/sys/kernel/config/target
-mkdir -p /run/target/pr && echo /run/target >$target/dbroot || exit
-disk=$target/core/rd_mcp_0/disk
-mkdir -p $disk || exit
-echo rd_pages={pages} >$disk/control && echo {serial} >$disk/wwn/vpd_unit_serial &&
-	echo NETAPP >$disk/wwn/vendor_id && echo LUN >$disk/wwn/product_id &&
-	echo 1 >$disk/enable || exit
-mkdir -p $target/iscsi/{name}/tpgt_1/lun/lun_0 && cd $target/iscsi/{name}/tpgt_1 || exit
-ln -s $disk lun/lun_0/disk && echo 0 >attrib/authentication &&
-	echo 1 >attrib/generate_node_acls && echo 1 >attrib/cache_dynamic_acls &&
-	echo 0 >attrib/demo_mode_write_protect || exit
+if ! grep -qx /run/target $target/dbroot; then
+	mkdir -p /run/target/pr && echo /run/target >$target/dbroot || exit
+fi
+portals=$target/iscsi/{name}/tpgt_1
+mkdir -p $portals/lun && cd $portals || exit
+{luns}
+echo 0 >attrib/authentication && echo 1 >attrib/generate_node_acls &&
+	echo 1 >attrib/cache_dynamic_acls && echo 0 >attrib/demo_mode_write_protect || exit
 for ip in {ips}; do
 	mkdir np/$ip:3260 || exit
 done
 echo 1 >enable
+"""
+EXPORT_LUN = """
+store=$target/core/{store}/{name}
+mkdir -p $store lun/lun_{number} || exit
+echo {control} >$store/control && echo {serial} >$store/wwn/vpd_unit_serial &&
+	echo NETAPP >$store/wwn/vendor_id && echo LUN >$store/wwn/product_id &&
+	echo 1 >$store/enable || exit
+for attribute in {attributes}; do
+	echo 1 >$store/attrib/$attribute || exit
+done
+ln -s $store lun/lun_{number}/{name} || exit
+"""
+# All of it: nothing is kept but what is on the disks.
+WITHDRAW = """
+target=/sys/kernel/config/target
+cd $target/iscsi/{name}/tpgt_1 && echo 0 >enable && rmdir np/* || exit
+for lun in lun/lun_*; do
+	find $lun -maxdepth 1 -type l -delete && rmdir $lun || exit
+done
+cd / && rmdir $target/iscsi/{name}/tpgt_1 $target/iscsi/{name} || exit
+for store in $target/core/*/*/enable; do
+	rmdir ${{store%/enable}} || exit
+done
+rmdir $target/core/*_[0-9]*
 """
 
 # A session is found to be broken soon: what is measured is not the patience of open-iscsi.
@@ -90,30 +114,68 @@ class Link:
         ]
 
 
+@dataclasses.dataclass
+class Lun:
+    """A disk of the target's: what LIO makes it of."""
+
+    name: str
+    serial: str
+    # LIO's back end, and what that has to be told.
+    store: str
+    control: str
+    # Attributes that are off until they are set.
+    attributes: tuple[str, ...] = ()
+
+    def script(self, number: int) -> str:
+        """A part of EXPORT."""
+        return EXPORT_LUN.format(
+            number=number, **vars(self) | {"attributes": " ".join(self.attributes)}
+        )
+
+
+class Ramdisk:
+    """A storage: what the target exports. This one has a disk in the target's memory."""
+
+    qemu_opts: ClassVar[list[str]] = []
+
+    def __init__(self, mib: int = 32):
+        self.luns = [Lun("disk", "ferrule", "rd_mcp_0", f"rd_pages={mib * 256}")]
+
+    def make(self, target: vm.Guest) -> None:
+        """Before it is exported for the first time."""
+
+
 class Lab:
     """The two guests: `target` and `initiator`.
 
     `boot(what, options)` starts a guest, and ends it when the lab is no longer used.
     """
 
-    def __init__(self, boot: Callable[[str, vm.Options], vm.Guest], links: int, disk_mib: int = 32):
+    def __init__(self, boot: Callable[[str, vm.Options], vm.Guest], links: int, storage=None):
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-links-")
         directory = pathlib.Path(self._directory.name)
         self.links = [Link(number, directory / f"link{number}") for number in range(1, links + 1)]
-        self.target = boot("target", self._options(TARGET_END))
+        self.storage = storage or Ramdisk()
+        options = self._options(TARGET_END)
+        options.qemu_opts += self.storage.qemu_opts
+        self.target = boot("target", options)
         self.initiator = boot("initiator", self._options(INITIATOR_END))
         self.polling = 1
         for guest, end in ((self.target, TARGET_END), (self.initiator, INITIATOR_END)):
             for link in self.links:
                 guest.check(INTERFACE.format(mac=link.mac(end), link=link.number, ip=link.ip(end)))
-        self.target.check(
-            EXPORT.format(
-                pages=disk_mib * 256,
-                serial="ferrule",
-                name=TARGET,
-                ips=" ".join(link.ip(TARGET_END) for link in self.links),
-            )
-        )
+        self.storage.make(self.target)
+        self.export()
+
+    def export(self) -> None:
+        """Start the target's service."""
+        luns = "".join(lun.script(number) for number, lun in enumerate(self.storage.luns))
+        ips = " ".join(link.ip(TARGET_END) for link in self.links)
+        self.target.check(EXPORT.format(name=TARGET, luns=luns, ips=ips))
+
+    def withdraw(self) -> None:
+        """Stop it; nothing of its configuration is left."""
+        self.target.check(WITHDRAW.format(name=TARGET))
 
     def _options(self, end: int) -> vm.Options:
         options = vm.Options(udev=False, qmp=True, memory="512M")
@@ -142,12 +204,12 @@ class Lab:
         )
         self.wait(f"[ $(ls /sys/class/iscsi_session | wc -l) = {len(self.links)} ]", 30)
 
-    def disks(self) -> list[str]:
-        """The initiator's disks, such as sda, in the order of the links."""
+    def disks(self, lun: int = 0) -> list[str]:
+        """The initiator's paths to a disk, such as sda, in the order of the links."""
         output = self.shell(
             "for session in /sys/class/iscsi_session/*; do\n"
             "echo $(cat $session/device/connection*/iscsi_connection/*/persistent_address)"
-            " $(basename $session/device/target*/*:*/block/*)\n"
+            f" $(basename $session/device/target*/*:{lun}/block/*)\n"
             "done"
         )
         by_ip = dict(line.split() for line in output.splitlines())
