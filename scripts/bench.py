@@ -2,31 +2,23 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the benchmarks, as `make bench` does: bench.py [NAME...], all of them without a name.
 
-Each writes out/bench/NAME.json and prints a table. A goal that is missed is no failure of the
-benchmark: the status is non-zero when one could not be run.
+Each writes out/bench/NAME.json and prints a table; out/report.html shows all that lies there. A
+goal that is missed is no failure of the benchmark: the status is non-zero when one could not be
+run.
 """
 
 import argparse
 import importlib
 import pathlib
-import pkgutil
 import subprocess
 import sys
 import time
 
-import benchmarks
+import report
 import vm
+from benchmarks import names
 from benchmarks.results import OUT, BenchmarkError, Results
 from rich.console import Console
-
-# What is in the package and is no benchmark.
-SHARED = {"lab", "results"}
-
-
-def names() -> list[str]:
-    """All benchmarks."""
-    found = {module.name for module in pkgutil.iter_modules(benchmarks.__path__)}
-    return sorted(found - SHARED)
 
 
 def main() -> int:
@@ -39,6 +31,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(names())}")
 
+    vm.kill_guests_on_signal()
     OUT.mkdir(parents=True, exist_ok=True)
     # Wide tables, also in a file.
     console = Console(width=160)
@@ -55,6 +48,7 @@ def main() -> int:
         path = results.write().relative_to(vm.ROOT)
         results.show()
         results.say(f"{path}, {(time.monotonic() - started) / 60:.1f} minutes")
+    report.write()
     return 1 if failed else 0
 
 

@@ -7,14 +7,22 @@ memory that it has used has to be discarded. What the host needs for that alone 
 program that maps as much memory, touches it, and discards it by pieces of 4 MiB.
 
 Times are wall time, between the host's request and `actual`, without anything else running.
+
+The same once more on user-mode Linux, which runs at native speed, with a host of our own
+(selftests/vhost) that discards memory by the page or the piece as QEMU does. Its kernel is the one
+of the tests, with KASAN, which makes the guest's part slower.
 """
 
 import ctypes
+import json
 import mmap
 import pathlib
 import re
+import statistics
 import time
 
+import balloon_host
+import check
 import vm
 
 from .results import Goal, Results
@@ -23,10 +31,9 @@ MIB = 1 << 20
 GUEST_MIB = 2048
 SMALL_MIB = 512
 PAIRS = 5
-DEVICES = {
-    "pages": "-device virtio-balloon-pci,id=balloon0",
-    "blocks": "-device virtio-balloon-pci,id=balloon0,free-page-reporting=on",
-}
+# As by default: other guests here do without, see vm.EMULATED_QEMU_OPTS.
+DEVICE = "-device virtio-balloon-pci,id=balloon0,ioeventfd=on"
+DEVICES = {"pages": DEVICE, "blocks": f"{DEVICE},free-page-reporting=on"}
 PEER = "C driver"
 DRIVERS = {
     PEER: ("modprobe virtio_balloon", "rmmod virtio_balloon"),
@@ -36,6 +43,15 @@ DRIVERS = {
     ),
 }
 MADV_DONTNEED = 4
+# In user-mode Linux.
+UML_GUEST_MIB = 1024
+UML_BALLOON_MIB = 768
+UML_DEVICES = {
+    "pages": balloon_host.STATS,
+    "blocks": balloon_host.STATS | balloon_host.REPORTING,
+}
+# The balloon alone is measured, not what is reported without it.
+REPORT_SELDOM = "echo 600000 >/sys/module/page_reporting/parameters/page_reporting_delay_ms"
 
 
 class Machine:
@@ -44,8 +60,7 @@ class Machine:
     def __init__(self, guest: vm.Guest):
         self.guest = guest
         guest.check("rmmod virtio_balloon 2>/dev/null; true")
-        # The balloon alone is measured, not what is reported without it.
-        guest.check("echo 600000 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
+        guest.check(REPORT_SELDOM)
 
     def resize(self, mib: int) -> float:
         """Seconds from the request to the size."""
@@ -56,14 +71,17 @@ class Machine:
                 raise vm.GuestError(f"the balloon does not get to {mib} MiB")
         return time.monotonic() - started
 
-    def touch(self) -> None:
-        """Have the guest use most of its memory, and free it."""
+    def faults_while(self, action) -> dict:
+        """What another task of the guest sees meanwhile that touches memory."""
+        script = vm.ROOT / "scripts/guest/faults.py"
         self.guest.check(
-            "mkdir -p /run/full && mount -t tmpfs -o size=95% full /run/full &&"
-            f"dd if=/dev/zero of=/run/full/a bs=1M count={GUEST_MIB - 300} status=none;"
-            "umount /run/full && rmdir /run/full",
-            300,
+            f"rm -f /run/stop /run/faults.json; python3 {script} /run/stop >/run/faults.json &"
         )
+        # It has started.
+        time.sleep(3)
+        action()
+        wait = "until [ -s /run/faults.json ]; do sleep 0.1; done"
+        return json.loads(self.guest.check(f": >/run/stop; {wait}; cat /run/faults.json", 120))
 
     def cpu_seconds(self) -> float:
         """What the emulator has used, the guest included."""
@@ -82,6 +100,16 @@ class Machine:
         return sum(row[9] + 2 * row[10] for row in orders)
 
 
+def touch(guest: vm.Guest, mib: int) -> None:
+    """Have the guest use so much of its memory, and free it."""
+    guest.check(
+        "mkdir -p /run/full && mount -t tmpfs -o size=95% full /run/full &&"
+        f"dd if=/dev/zero of=/run/full/a bs=1M count={mib} status=none;"
+        "umount /run/full && rmdir /run/full",
+        300,
+    )
+
+
 def run(results: Results) -> None:
     """Each device, each state of the memory."""
     for device, options in DEVICES.items():
@@ -94,9 +122,11 @@ def run(results: Results) -> None:
             # The first ones: of memory that was never touched. Each leaves it so.
             for touched in (False, True):
                 found[touched] = measure(results, machine, device, touched)
+            measure_faults(results, machine, device)
         for touched, figures in found.items():
             report(results, device, touched, figures)
     floor(results)
+    user_mode(results)
 
 
 def measure(results: Results, machine: Machine, device: str, touched: bool) -> dict:
@@ -107,7 +137,7 @@ def measure(results: Results, machine: Machine, device: str, touched: bool) -> d
         for driver, (load, unload) in DRIVERS.items():
             machine.guest.check(load)
             if touched:
-                machine.touch()
+                touch(machine.guest, GUEST_MIB - 300)
             huge = machine.host_huge_mib()
             cpu = machine.cpu_seconds()
             down = machine.resize(SMALL_MIB)
@@ -124,13 +154,33 @@ def measure(results: Results, machine: Machine, device: str, touched: bool) -> d
     return figures
 
 
-def report(results: Results, device: str, touched: bool, figures: dict) -> None:
-    """Speeds, as ratios to the C driver."""
-    gib = (GUEST_MIB - SMALL_MIB) / 1024
-    state = "touched" if touched else "untouched"
-    inflate, deflate = (30 if touched else 100, 500) if device == "blocks" else (2, None)
-    what = f"by {device}, {state}"
-    for name, index, goal in (("inflation", 0, inflate), ("deflation", 1, deflate)):
+def measure_faults(results: Results, machine: Machine, device: str) -> None:
+    """How long a task waits for the pages that it touches first, while the balloon takes memory."""
+    found = {driver: [] for driver in DRIVERS}
+    for _ in range(PAIRS):
+        for driver, (load, unload) in DRIVERS.items():
+            machine.guest.check(load)
+            found[driver].append(machine.faults_while(lambda: machine.resize(SMALL_MIB)))
+            machine.resize(GUEST_MIB)
+            machine.guest.check(unload)
+    quiet = [machine.faults_while(lambda: time.sleep(2)) for _ in range(PAIRS)]
+    for name in ("p99", "max"):
+        key = f"{name}_us"
+        results.add(
+            f"{name} of a page fault meanwhile: by {device}",
+            "us",
+            [row[key] for row in found["ours"]],
+            peer=[row[key] for row in found[PEER]],
+            peer_name=PEER,
+            note=f"{statistics.median(row[key] for row in quiet):.0f} us if no balloon moves.",
+        )
+
+
+def report_speeds(
+    results: Results, what: str, gib: float, figures: dict, goals: tuple = (None, None)
+) -> None:
+    """How fast so much memory went in and out, as ratios to the C driver."""
+    for name, index, goal in zip(("inflation", "deflation"), (0, 1), goals, strict=True):
         results.add(
             f"{name} {what}",
             "GiB/s",
@@ -140,6 +190,14 @@ def report(results: Results, device: str, touched: bool, figures: dict) -> None:
             goal=Goal("ratio", ">=", goal) if goal else None,
             paired=True,
         )
+
+
+def report(results: Results, device: str, touched: bool, figures: dict) -> None:
+    """What one device and state of the memory gave."""
+    state = "touched" if touched else "untouched"
+    inflate, deflate = (30 if touched else 100, 500) if device == "blocks" else (2, None)
+    what = f"by {device}, {state}"
+    report_speeds(results, what, (GUEST_MIB - SMALL_MIB) / 1024, figures, (inflate, deflate))
     for name, unit, index in (
         ("CPU time of guest and host", "s", 2),
         ("free blocks of 2 MiB left", "number", 3),
@@ -176,3 +234,49 @@ def floor(results: Results) -> None:
     for touched, found in speeds.items():
         state = "touched" if touched else "untouched"
         results.add(f"madvise alone on the host, {state}", "GiB/s", found)
+
+
+def user_mode(results: Results) -> None:
+    """Both drivers on user-mode Linux."""
+    kdir = check.build("uml")
+    balloon_host.build()
+    options = vm.Options(
+        kernel="uml", kdir=kdir, memory=f"{UML_GUEST_MIB}M", append=["kunit.autorun=0"]
+    )
+    with results.guest("balloon, user-mode Linux", options) as guest:
+        guest.check(REPORT_SELDOM)
+        for device, bits in UML_DEVICES.items():
+            for touched in (False, True):
+                figures = {driver: [] for driver in DRIVERS}
+                for pair in range(PAIRS):
+                    for driver, found in figures.items():
+                        down, up = user_mode_sample(guest, driver, bits, touched)
+                        found.append((down, up))
+                        results.say(
+                            f"{device}, {'touched' if touched else 'untouched'}, user-mode Linux,"
+                            f" pair {pair + 1}, {driver}: {down * 1e3:.1f} ms in,"
+                            f" {up * 1e3:.1f} ms out"
+                        )
+                state = "touched" if touched else "untouched"
+                what = f"by {device}, {state}, user-mode Linux with KASAN"
+                report_speeds(results, what, UML_BALLOON_MIB / 1024, figures)
+
+
+def user_mode_sample(guest: vm.Guest, driver: str, bits: int, touched: bool) -> tuple[float, float]:
+    """Seconds in and out, of a device that is there for this sample only."""
+    load, unload = DRIVERS[driver]
+    guest.check(load)
+    host = balloon_host.Host("--features", f"{bits:x}")
+    host.plug_into(guest)
+    if touched:
+        touch(guest, UML_BALLOON_MIB)
+    seconds = []
+    for mib in (UML_BALLOON_MIB, 0):
+        host.tell(f"target {mib * balloon_host.PAGES_PER_MIB}")
+        seconds.append(host.expect("reached", 120)["us"] / 1e6)
+    guest.check(unload)
+    seen = host.end()
+    if seen["violations"]:
+        raise vm.GuestError(f"{driver}: {seen['violations']}")
+    guest.check('while [ -n "$(ls /sys/bus/virtio/devices)" ]; do sleep 0.1; done')
+    return tuple(seconds)

@@ -17,13 +17,13 @@ from rich.table import Table
 from .results import BenchmarkError, Goal, Results
 
 LINKS = 4
-LINK_MBIT = 8
+LINK_MBIT = 4
 # Each way.
 LINK_DELAY_MS = 1
 ROUNDS = 5
-CUTS = 3
-SECONDS = 10
-WARM_UP = 3
+CUTS = 4
+SECONDS = 12
+WARM_UP = 4
 # Half of the I/Os small, half large, at random places; enough of them that each link has some.
 JOB = {"rw": "randrw", "rwmixread": 70, "bssplit": "4k/50:64k/50", "ioengine": "libaio"}
 JOB |= {"iodepth": 32, "direct": 1, "time_based": 1, "randrepeat": 0, "norandommap": 1}
@@ -43,7 +43,7 @@ def run(results: Results) -> None:
         def boot(what: str, options: vm.Options) -> vm.Guest:
             return stack.enter_context(results.guest(what, options))
 
-        lab = iscsi_lab.Lab(boot, LINKS, disk_mib=64)
+        lab = iscsi_lab.Lab(boot, LINKS, iscsi_lab.Ramdisk(64))
         stack.callback(lab.close)
         lab.shell(
             "modprobe -a dm-multipath dm-round-robin dm-service-time &&"
@@ -70,12 +70,17 @@ def job_of(lab: iscsi_lab.Lab) -> dict:
     return job
 
 
+def in_turn(names, turn: int) -> list:
+    """In the other order every second time: neither is always the first."""
+    return list(names) if turn % 2 == 0 else list(reversed(names))
+
+
 def measure_cuts(results: Results, lab: iscsi_lab.Lab) -> None:
     """Pull a cable under I/O and put it back."""
     stalls: dict[str, list[float]] = {}
     returns: dict[str, list[float]] = {}
-    for _ in range(CUTS):
-        for name in ("C round-robin", "Rust round-robin"):
+    for turn in range(CUTS):
+        for name in in_turn(("C round-robin", "Rust round-robin"), turn):
             path = lab.make_map(f'path_selector "{VARIANTS[name][0]} 0"')
             disk = lab.disks()[0]
             command = fio(path, 600, bssplit="4k/100", rate_iops="100")
@@ -129,7 +134,8 @@ def measure_throughput(results: Results, lab: iscsi_lab.Lab) -> None:
     latency = {name: [] for name in VARIANTS}
     for turn in range(ROUNDS):
         results.say(f"round {turn + 1} of {ROUNDS}")
-        for name, (selector, links) in VARIANTS.items():
+        for name in in_turn(VARIANTS, turn):
+            selector, links = VARIANTS[name]
             paths = " ".join(f"/dev/{disk} 1" for disk in disks[:links])
             table = f"0 {sectors} multipath 1 queue_if_no_path 0 1 1 {selector} 0 {links} 1 {paths}"
             lab.shell(
@@ -148,6 +154,11 @@ def measure_throughput(results: Results, lab: iscsi_lab.Lab) -> None:
                 sum(n * mean for n, mean in zip(ios, means, strict=True)) / sum(ios) / 1e6
             )
     show(results, iops, latency)
+    for what, unit, values in (("IOPS", "IOPS", iops), ("Mean latency", "ms", latency)):
+        lines = {name: list(enumerate(seen, 1)) for name, seen in values.items()}
+        results.series(
+            f"{what} of each round, {LINKS} links of {LINK_MBIT} Mbit/s", "round", unit, lines
+        )
     ours = "Rust round-robin"
     for peer in ("one path", "C round-robin", "service-time"):
         claim = peer == "one path"

@@ -102,6 +102,16 @@ def per_io(results: Results, lab: Lab) -> None:
             peer_name=PEER,
             goal=Goal("ratio", "<=", 0.7),
         )
+    results.series(
+        "The selector's part of a read, by the number of paths",
+        "paths",
+        "instructions",
+        {
+            name: [(paths, statistics.median(parts[index])) for paths, parts in own.items()]
+            for index, name in enumerate((OURS, PEER))
+        },
+        log="x",
+    )
     # With more disks there is more to account for, whatever selects them.
     few, many = own[min(PATHS)], own[max(PATHS)]
     results.add(
@@ -221,6 +231,15 @@ def from_all_cpus(results: Results, selectors: Selectors, cpus: int) -> None:
             peer_name=PEER,
             paired=True,
         )
+    results.series(
+        "CPU time of a selection, by how many CPUs select at once",
+        "CPUs",
+        "ns",
+        {
+            name: [(n, statistics.median(took[name, n])) for n in range(1, cpus + 1)]
+            for name in (OURS, PEER)
+        },
+    )
     for number in range(2, cpus + 1):
         for name in (OURS, PEER):
             results.add(

@@ -182,6 +182,24 @@ def run(results: Results) -> None:
             "group": say("qos, group", neighbours.with_qos(*members)),
         }
     report(results, objective, alone, peers, ours)
+    variants = {f"qos, {name}": seen for name, seen in ours.items()}
+    draw(results, {"the reader alone": alone, **peers, **variants})
+
+
+def draw(results: Results, variants: dict[str, Seen | None]) -> None:
+    """How many reads took how long."""
+    lines = {}
+    for name, seen in variants.items():
+        if seen:
+            left = total = sum(seen.bins.values())
+            lines[name] = points = []
+            for ns, count in sorted(seen.bins.items()):
+                # A step: so many took that long, and so many longer.
+                points.append((ns / 1e6, 100 * left / total))
+                left -= count
+                if left:
+                    points.append((ns / 1e6, 100 * left / total))
+    results.series("Reads that took so long or longer", "ms", "% of reads", lines, log="xy")
 
 
 def describe(seen: Seen) -> str:
@@ -195,7 +213,12 @@ def describe(seen: Seen) -> str:
 def report(results, objective, alone, peers, ours) -> None:
     """The metrics. Those with a goal are of the group: a reservation is what the goal is about."""
     results.add(
-        "objective for the reader", "ms", [objective], peer=[alone.p99], peer_name="p99, alone"
+        "objective for the reader",
+        "ms",
+        [objective],
+        peer=[alone.p99],
+        peer_name="p99, alone",
+        better="",
     )
     for variant, seen in ours.items():
         refused = None if seen else "this dm-qos refuses the keys of groups"

@@ -188,6 +188,7 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
             iops["qos"],
             peer=iops[peer],
             peer_name=peer,
+            better="",
         )
         # To let I/O go in batches is cheap, and uneven.
         results.add(

@@ -12,6 +12,7 @@ import platform
 import re
 import statistics
 import subprocess
+import time
 from collections.abc import Iterator
 
 import vm
@@ -20,6 +21,9 @@ from rich.table import Table
 
 OUT = vm.ROOT / "out" / "bench"
 OPERATORS = {"<=": operator.le, "<": operator.lt, ">=": operator.ge, ">": operator.gt}
+# Which way a ratio is good, where the unit says it.
+BETTER = dict.fromkeys(("instructions", "ns", "us", "ms", "s"), "less")
+BETTER |= dict.fromkeys(("IOPS", "MiB/s", "GiB/s", "1/s"), "more")
 
 
 class BenchmarkError(Exception):
@@ -54,16 +58,23 @@ class Metric:
     goal: Goal | None
     note: str | None
     paired: bool
+    better: str
 
-    def figures(self) -> dict[str, float | None]:
-        """The medians, and ours by the peer's."""
+    def figures(self) -> dict:
+        """The medians, ours by the peer's, and from what to what that is."""
         ferrule = statistics.median(self.ferrule) if self.ferrule else None
         peer = statistics.median(self.peer) if self.peer else None
         ratio = ferrule / peer if ferrule is not None and peer else None
+        spread = None
         if ratio is not None and self.paired:
-            pairs = zip(self.ferrule, self.peer, strict=True)
-            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        return {"ferrule": ferrule, "peer": peer, "ratio": ratio}
+            ratios = [ours / theirs for ours, theirs in zip(self.ferrule, self.peer, strict=True)]
+            ratio = statistics.median(ratios)
+            if len(ratios) > 1:
+                spread = [min(ratios), max(ratios)]
+        elif ratio is not None and len(self.ferrule + self.peer) > 2 and min(self.peer) > 0:
+            # Nothing says which sample belongs to which, so the widest that they allow.
+            spread = [min(self.ferrule) / max(self.peer), max(self.ferrule) / min(self.peer)]
+        return {"ferrule": ferrule, "peer": peer, "ratio": ratio, "spread": spread}
 
     def met(self) -> bool | None:
         """Whether the goal is met. None: there is none. What could not be measured is not met."""
@@ -79,11 +90,28 @@ class Metric:
             "peer_name": self.peer_name,
             "goal": str(self.goal) if self.goal else None,
             "met": self.met(),
+            "better": self.better,
             "samples": {"ferrule": self.ferrule, "peer": self.peer},
         }
         if self.note:
             result["note"] = self.note
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Something to draw, beside the metrics: points (x, y) of each of `lines`, by name.
+
+    x is a number, or for points that have no order a word. `bound` is a value of y to compare
+    with, `log` the axes that are logarithmic: "x", "y" or "xy".
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: dict[str, list[tuple[float | str, float]]]
+    bound: float | None = None
+    log: str = ""
 
 
 class Results:
@@ -94,10 +122,15 @@ class Results:
         self.kdir = kdir
         self.console = console
         self.metrics: list[Metric] = []
+        self.drawn: list[Series] = []
+        self._started = time.monotonic()
         self.machine = {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
+            "memory": memory_size(),
             "qemu": qemu_version(),
+            **built_by(kdir),
+            "commit": commit(),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "guests": [],
         }
@@ -117,11 +150,21 @@ class Results:
         goal: Goal | None = None,
         note: str | None = None,
         paired: bool = False,
+        better: str | None = None,
     ) -> None:
-        """One metric. `ferrule` is None when it could not be measured; `note` says why."""
+        """One metric. `ferrule` is None when it could not be measured; `note` says why.
+
+        `better` is "less", "more" or, where neither is, "": if not as the unit has it.
+        """
+        if better is None:
+            better = BETTER.get(unit, "")
         self.metrics.append(
-            Metric(metric, unit, ferrule or [], peer or [], peer_name, goal, note, paired)
+            Metric(metric, unit, ferrule or [], peer or [], peer_name, goal, note, paired, better)
         )
+
+    def series(self, title: str, x: str, y: str, lines: dict[str, list[tuple]], **options) -> None:
+        """Something to draw, see Series."""
+        self.drawn.append(Series(title, x, y, lines, **options))
 
     @contextlib.contextmanager
     def guest(self, what: str, options: vm.Options) -> Iterator[vm.Guest]:
@@ -147,10 +190,12 @@ class Results:
     def write(self) -> pathlib.Path:
         """out/bench/NAME.json"""
         path = OUT / f"{self.name}.json"
+        self.machine["minutes"] = round((time.monotonic() - self._started) / 60, 1)
         document = {
             "benchmark": self.name,
             "machine": self.machine,
             "results": [metric.as_dict() for metric in self.metrics],
+            "series": [dataclasses.asdict(series) for series in self.drawn],
         }
         path.write_text(json.dumps(document, indent=2) + "\n")
         return path
@@ -197,6 +242,29 @@ def cpu_model() -> str:
     """What the host calls its CPU."""
     model = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
     return model[1] if model else platform.machine()
+
+
+def memory_size() -> str:
+    """Of the host."""
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / (1 << 30):.0f} GiB"
+
+
+def built_by(kdir: pathlib.Path) -> dict[str, str]:
+    """The compilers of the kernel, which are also those of the modules."""
+    config = kdir / ".config"
+    text = config.read_text() if config.exists() else ""
+    names = {"rustc": "RUSTC_VERSION_TEXT", "clang": "CC_VERSION_TEXT"}
+    found = {name: re.search(rf'^CONFIG_{key}="(.*)"$', text, re.M) for name, key in names.items()}
+    return {name: match[1] for name, match in found.items() if match}
+
+
+def commit() -> str | None:
+    """What is measured, and whether it was changed since."""
+    command = ["git", "-C", str(vm.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip() or None
+    return None
 
 
 def qemu_version() -> str:
