@@ -3,6 +3,7 @@
 #
 # Runs: vm
 # Timeout: 600
+# Alone: it measures rates
 #
 # Each kind of limit holds: what passes in 5 s is within 5 % of it.
 

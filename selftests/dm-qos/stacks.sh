@@ -35,14 +35,15 @@ waits_below() {
 	[ "$sum" -ge "$least" ]
 }
 
-# works BELOW...: the device middle, with qos above as top, over the devices BELOW.
+# works BELOW...: the device middle, with qos above as top, over the devices BELOW, which together
+# are slower.
 works() {
 	local name
 	make_qos top mapper/middle
 	for name in "$@"; do
-		dmsetup message "$name" 0 set iops 60 burst_ms 1
+		dmsetup message "$name" 0 set iops $((60 / $#)) burst_ms 1
 	done
-	dmsetup message top 0 set iops 300 burst_ms 1
+	dmsetup message top 0 set iops 100 burst_ms 1
 	check "write" io_is_well top at-once write:0:16K*48 flush
 	check "read" io_is_well top at-once verify:0:16K*48
 	check "it waited above" field_is top write_held_total -gt 0

@@ -80,6 +80,45 @@ dmstats_counts_what_is_done() {
 	check "no region" dmstats delete --allregions q
 }
 
+# start_limited: q, with writes at its limit of 4 MiB/s until the end of the case.
+start_limited() {
+	local writer
+	make_disk d memory_backed=1
+	make_qos q d write_bps 4M
+	fio --name=w --filename=/dev/mapper/q --rw=write --bs=32k --direct=1 --ioengine=libaio \
+		--iodepth=8 --size=16m --time_based --runtime=300 >/dev/null 2>&1 &
+	writer=$!
+	at_exit "kill $writer; wait $writer || :"
+	check "some wait" held q write 1
+}
+
+iostat_shows_the_limit() {
+	command -v iostat >/dev/null || skip "no iostat"
+	start_limited
+	# From then on; for the two devices, in kB per second.
+	LC_ALL=C iostat -dky 5 1 "$(node q)" d >/tmp/iostat
+	diag "$(grep -E "^$(node q) |^d |^Device" /tmp/iostat)"
+	check_within "I/Os of the device" "$(iostat_of "$(node q)" 2)" 115 141
+	check_within "kB of the device" "$(iostat_of "$(node q)" 4)" 3686 4506
+	check_within "kB of the disk" "$(iostat_of d 4)" 3686 4506
+}
+
+vmstat_shows_the_limit() {
+	start_limited
+	vmstat -n 5 2 >/tmp/vmstat
+	diag "$(tail -n 1 /tmp/vmstat)"
+	check_within "vmstat's blocks out" "$(awk 'END { print $10 }' /tmp/vmstat)" 3686 4506
+}
+
+# iostat_of DEVICE COLUMN: without its fraction.
+iostat_of() {
+	awk -v device="$1" -v column="$2" '$1 == device { print int($column) }' /tmp/iostat
+}
+
 set_up && io_serves || exit
+# procps' vmstat does not start where /proc/cpuinfo names no cores.
+[ "$FERRULE_KERNEL" != uml ] || : "${CASES:=what_is_done_is_counted_above_and_below \
+	what_waits_is_in_the_times_and_not_in_flight dmstats_counts_what_is_done \
+	iostat_shows_the_limit}"
 run_cases what_is_done_is_counted_above_and_below what_waits_is_in_the_times_and_not_in_flight \
-	dmstats_counts_what_is_done
+	dmstats_counts_what_is_done iostat_shows_the_limit vmstat_shows_the_limit

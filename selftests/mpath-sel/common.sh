@@ -164,35 +164,41 @@ private_modules() {
 }
 
 # start_verify: fio writes blocks of all sizes and reads them back, over and over, in background,
-# until finish_verify.
+# until finish_verify. Its first blocks are written when this returns.
 start_verify() {
 	FIO_LOG=$(mktemp)
 	at_exit "rm -f $FIO_LOG"
-	READ_BEFORE=$(sectors_read)
+	READ_BEFORE=$(sectors 2)
+	WRITTEN_BEFORE=$(sectors 6)
 	fio --name=verify --filename="/dev/mapper/$MAP" --rw=randwrite --bsrange=4k-64k \
 		--size=8m --direct=1 --ioengine=libaio --iodepth=8 --verify=crc32c \
 		--verify_fatal=1 --loops=1000000 >"$FIO_LOG" 2>&1 &
 	FIO=$!
 	at_exit "kill $FIO 2>/dev/null || :"
+	wait_for 60 has_written || fail "fio does not write: $(cat "$FIO_LOG")"
 }
 
 verify_runs() {
 	kill -0 "$FIO" 2>/dev/null
 }
 
-# sectors_read: over all of PATHS.
-sectors_read() {
+# sectors FIELD: of the paths' stat files (from 0: 2 sectors read, 6 written), over all of PATHS.
+sectors() {
 	local path stat sum=0
 	for path in "${PATHS[@]}"; do
 		read -ra stat <"/sys/block/${NODE[$path]:-${path#/dev/}}/stat" || return
-		sum=$((sum + stat[2]))
+		sum=$((sum + stat[$1]))
 	done
 	echo "$sum"
 }
 
+has_written() {
+	[ "$(sectors 6)" -gt "$WRITTEN_BEFORE" ]
+}
+
 # What fio reads is what it verifies: all of it twice.
 has_verified() {
-	[ "$(($(sectors_read) - READ_BEFORE))" -ge $((2 * 16384)) ]
+	[ "$(($(sectors 2) - READ_BEFORE))" -ge $((2 * 16384)) ]
 }
 
 # finish_verify: lets fio verify what it has written, stops it, and succeeds if it saw no error.
