@@ -17,7 +17,8 @@ export KDIR KSRC V
 # $(call tools,GROUPS): the environment that scripts/tools.sh finds or installs.
 tools = set -aeo pipefail; tools=$$(scripts/tools.sh $(1)); eval "$$tools"; set +a
 
-.PHONY: help demo check bench modules kernel vm lint install clean print-KDIR
+.PHONY: help demo demo-stack check bench report modules kernel vm lint install in-tree clean \
+	print-KDIR
 
 help: ## this list
 	@echo 'Ferrule: memory and storage virtualisation for Linux, in Rust. Commands:'
@@ -32,14 +33,22 @@ demo: ## from a fresh machine to all three modules at work, with a table of what
 	scripts/modules.sh "$$kdir" out/modules/release; \
 	"$$VENV/bin/python3" scripts/demo.py --kdir "$$kdir"
 
+demo-stack: ## a database over qos, multipath, iSCSI and a thin pool, while links are cut and more
+	@$(call tools,build vm); kdir=$$(scripts/kernel.sh release); \
+	scripts/modules.sh "$$kdir" out/modules/release; \
+	"$$VENV/bin/python3" scripts/demo_stack.py --kdir "$$kdir"
+
 check: ## all tests, or those that match T=PATTERN; KERNEL=checking: with lockdep and KASAN
 	@$(call tools,build vm test); export V; \
 	"$$VENV/bin/python3" scripts/check.py --kernel "$(KERNEL)" --match "$(T)"
 
-bench: ## benchmarks against the C peers, in out/bench/, or only B=NAME
+bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME
 	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \
 	scripts/modules.sh "$$kdir" out/modules/release; \
 	"$$VENV/bin/python3" scripts/bench.py --kdir "$$kdir" $(B)
+
+report: ## out/report.html again, from what lies in out/bench/
+	@$(call tools,); "$$VENV/bin/python3" scripts/report.py
 
 modules: ## the three .ko files, in out/modules/, against the cached kernel or KDIR=
 	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
@@ -61,6 +70,9 @@ install: ## modules_install and depmod, for modprobe (INSTALL_MOD_PATH= elsewher
 	@$(call tools,build); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
 	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules; \
 	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules_install
+
+in-tree: ## add Ferrule to a kernel source tree, KSRC=DIR; UNDO=1 takes it out again
+	@scripts/in-tree.sh "$(KSRC)" $(if $(UNDO),undo)
 
 clean: ## remove what was built here (the cache stays)
 	@rm -rf out
