@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-# Which kernel: release, checking or uml (scripts/config/).
+# Which kernel: release, checking, uml, or native, for benchmarks (scripts/config/).
 KERNEL ?= release
 # Tests whose name matches.
 T ?=

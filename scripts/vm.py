@@ -4,7 +4,8 @@
 
 A guest sees the host's root file system (writes go to a tmpfs), and runs commands one after the
 other in one boot. Kernels "release" and "checking" run in QEMU by virtme-ng, with KVM where a real
-probe boot shows that it works and TCG otherwise; "uml" is user-mode Linux.
+probe boot shows that it works and TCG otherwise; "uml" is user-mode Linux, "native" the same
+without checks, for benchmarks.
 
     vm.py run [options] -- COMMAND...     run a command, exit with its status
     vm.py shell [options]                 an interactive shell
@@ -17,6 +18,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import shlex
@@ -73,14 +75,16 @@ SPLATS = (
     "Segfault with no mm",
 )
 TAIL_LINES = 40
-# All that QEMU can emulate, but for what makes the kernel move and clear memory byte by byte, walk
+# The kernels (scripts/kernel.sh), and which of them are processes of the host.
+KERNELS = ("release", "checking", "uml", "native")
+UML = ("uml", "native")
+# What an emulated CPU does without: it makes the kernel move and clear memory byte by byte, walk
 # five levels of page tables, and open and close user memory around each access to it.
-EMULATED_CPU = "max,-erms,-fsrm,-fsrs,-fzrm,-fsrc,-la57,-smap"
+COSTLY_IN_EMULATION = {"erms", "fsrm", "fsrs", "fzrm", "fsrc", "la57", "smap"}
 # What spares an emulated guest a tenth of its CPU time. QEMU's main loop looks through the event
 # file descriptors of all queues whenever anything happens, and a serial device has 64 queues
 # unless told otherwise.
 EMULATED_QEMU_OPTS = [
-    f"-cpu {EMULATED_CPU}",
     "-global virtio-pci.ioeventfd=off",
     "-global virtio-serial-device.max_ports=2",
 ]
@@ -150,6 +154,15 @@ def kvm_works(image: pathlib.Path) -> bool:
     return works
 
 
+@functools.cache
+def emulated_cpu() -> str:
+    """All that this QEMU can emulate, but for what costs more than it is worth."""
+    known = subprocess.run(
+        ["qemu-system-x86_64", "-cpu", "help"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    return ",-".join(["max", *sorted(COSTLY_IN_EMULATION.intersection(known))])
+
+
 def host_environment() -> dict[str, str]:
     """The environment of virtme-ng, which scripts/tools.sh installs beside this Python."""
     return {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -189,7 +202,7 @@ def vng_command(
         qemu_opts.append("-icount shift=0,sleep=off")
     elif not kvm_works(kdir / "arch/x86/boot/bzImage"):
         command.append("--disable-kvm")
-        qemu_opts += EMULATED_QEMU_OPTS
+        qemu_opts += [f"-cpu {emulated_cpu()}", *EMULATED_QEMU_OPTS]
         parameters += EMULATED_PARAMETERS
     if qmp_socket:
         qemu_opts.append(f"-qmp unix:{qmp_socket},server=on,wait=off")
@@ -304,7 +317,7 @@ class Guest:
             raise GuestError("told to end")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         session = GUEST_SCRIPTS / "session.sh"
-        if self.options.kernel == "uml":
+        if self.options.kernel in UML:
             command = uml_command(self.options, self.kdir, pathlib.Path(self._directory.name))
         else:
             socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
@@ -522,7 +535,7 @@ def run_command(args) -> int:
 def run_shell(args) -> int:
     """vm.py shell"""
     options = options_of(args)
-    if options.kernel == "uml":
+    if options.kernel in UML:
         raise GuestError("an interactive shell needs KERNEL=release or checking")
     modules = ROOT / "out" / "modules" / options.kernel
     kdir = options.kdir or find_kdir(options.kernel)
@@ -537,7 +550,7 @@ def main() -> int:
     for name, function in (("run", run_command), ("shell", run_shell)):
         command = commands.add_parser(name)
         command.set_defaults(function=function)
-        command.add_argument("--kernel", default="release", choices=["release", "checking", "uml"])
+        command.add_argument("--kernel", default="release", choices=KERNELS)
         command.add_argument("--kdir", type=pathlib.Path, help="a kernel build of your own")
         command.add_argument("--cpus", type=int, default=2)
         command.add_argument("--memory", default="1G")

@@ -46,8 +46,8 @@ def run(results: Results) -> None:
         per_io(results, Lab(guest, in_cgroup=False))
     with results.guest("instructions per call", vm.Options(icount=True, udev=False)) as guest:
         per_call(results, Selectors(guest, results.kdir))
-    kdir = check.build("uml")
-    options = vm.Options(kernel="uml", kdir=kdir, cpus=min(os.cpu_count(), 4))
+    kdir = check.build("native")
+    options = vm.Options(kernel="native", kdir=kdir, cpus=min(os.cpu_count(), 4))
     with results.guest("selections from all CPUs", options) as guest:
         from_all_cpus(results, Selectors(guest, kdir), options.cpus)
 

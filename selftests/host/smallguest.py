@@ -97,7 +97,7 @@ class SmallGuest:
         if vm.kvm_works(image):
             command += ["-accel", "kvm", "-cpu", "host"]
         else:
-            command += ["-cpu", vm.EMULATED_CPU]
+            command += ["-cpu", vm.emulated_cpu()]
             parameters += vm.EMULATED_PARAMETERS
         command += ["-nographic", "-nodefaults", "-no-reboot", "-serial", f"file:{log}"]
         command += ["-chardev", f"socket,id=shell,path={directory}/shell,server=on,wait=off"]
