@@ -42,13 +42,16 @@ __ferrule unsigned long ferrule_global_node_page_state(enum node_stat_item item)
 }
 
 #ifdef CONFIG_VM_EVENT_COUNTERS
-/* One of all_vm_events(), in no order with others. */
+/*
+ * One of all_vm_events(), in no order with others. Over possible CPUs, for all_vm_events() keeps
+ * CPUs from going: what one that goes has counted is in its own numbers until it is in another's.
+ */
 __ferrule unsigned long ferrule_vm_event(enum vm_event_item item)
 {
 	unsigned long sum = 0;
 	int cpu;
 
-	for_each_online_cpu(cpu)
+	for_each_possible_cpu(cpu)
 		sum += per_cpu(vm_event_states, cpu).event[item];
 	return sum;
 }
@@ -73,10 +76,13 @@ __ferrule unsigned long ferrule_node_free_pages(int nid)
 	return pages;
 }
 
-/* Free pages where the kernel's own memory can be. ULONG_MAX when that is everywhere. */
+/*
+ * Free pages where the kernel's own memory can be: not in ZONE_MOVABLE, CMA or highmem. ULONG_MAX
+ * when that is everywhere.
+ */
 __ferrule unsigned long ferrule_free_kernel_pages(void)
 {
-	unsigned long pages = 0;
+	unsigned long pages = 0, cma = 0;
 	bool elsewhere = false;
 	int nid, i;
 
@@ -84,13 +90,21 @@ __ferrule unsigned long ferrule_free_kernel_pages(void)
 		struct zone *zones = NODE_DATA(nid)->node_zones;
 
 		for (i = 0; i < MAX_NR_ZONES; i++) {
-			if (i < ZONE_MOVABLE)
-				pages += zone_page_state(&zones[i], NR_FREE_PAGES);
-			else if (managed_zone(&zones[i]))
+			if (!managed_zone(&zones[i]))
+				continue;
+			if (i >= ZONE_MOVABLE || is_highmem(&zones[i])) {
 				elsewhere = true;
+				continue;
+			}
+			pages += zone_page_state(&zones[i], NR_FREE_PAGES);
+			if (zone_cma_pages(&zones[i])) {
+				elsewhere = true;
+				cma += zone_page_state(&zones[i], NR_FREE_CMA_PAGES);
+			}
 		}
 	}
-	return elsewhere ? pages : ULONG_MAX;
+	/* The two are not read at one time. */
+	return elsewhere ? pages - min(pages, cma) : ULONG_MAX;
 }
 
 /* As balloon_page_alloc(), many at a time. Elements of the array have to be NULL. */

@@ -82,7 +82,7 @@ pub fn nodes() -> impl Iterator<Item = Node> {
 }
 
 /// How many pages are free where memory can be that cannot be moved, such as the kernel's own. [`None`]
-/// when that is everywhere: there is no `ZONE_MOVABLE`.
+/// when that is everywhere: there is no `ZONE_MOVABLE`, CMA or highmem.
 pub fn free_kernel_pages() -> Option<usize> {
     // SAFETY: It only looks at zones.
     let pages = unsafe { bindings::ferrule_free_kernel_pages() };
@@ -100,7 +100,8 @@ pub fn swapped_out() -> u64 {
     0
 }
 
-fn pages_to_bytes(pages: usize) -> u64 {
+/// The bytes of so many pages.
+pub fn pages_to_bytes(pages: usize) -> u64 {
     (pages as u64).saturating_mul(PAGE_SIZE as u64)
 }
 
