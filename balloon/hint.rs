@@ -11,7 +11,7 @@
 //!
 //! # Who runs when
 //!
-//! - The work: rounds, and done. Never twice at a time. `round` is its own.
+//! - The work: a message of a round at a time, and done. Never twice at a time. `round` is its own.
 //! - A change of the configuration, in hard interrupt context: enqueues the work, which reads the
 //!   command, also in the middle of a round. It is read after a change only, for QEMU shows *stop*
 //!   during a round.
@@ -32,9 +32,12 @@
 //! it was given to write to until it returns it. So that a slow host keeps little from a guest that
 //! is short of memory, few blocks are sent at a time.
 
-use crate::host::{
-    Host,
-    STEP, //
+use crate::{
+    host::{
+        Host,
+        STEP, //
+    },
+    progress::may_tell, //
 };
 use core::mem;
 use ferrule::{
@@ -77,6 +80,10 @@ use kernel::{
         Arc,
         Mutex,
         SpinLock, //
+    },
+    time::{
+        Instant,
+        Monotonic, //
     }, //
 };
 
@@ -98,8 +105,9 @@ const MESSAGE_BLOCKS: usize = {
         1
     }
 };
-/// A round, which nobody depends on, does not wait for the host for more than so many [`STEP`]s. So
-/// the system can go to sleep whatever the host does: it waits 20 s for work to be frozen.
+/// Nobody depends on hints, so a host that does not answer for so many [`STEP`]s has no more. The
+/// work waits so long no more than twice before it is enqueued again, and so the system can go
+/// to sleep whatever the host does: it waits 20 s for work to be frozen.
 const PATIENCE_STEPS: u32 = 50;
 
 /// What the queue carries.
@@ -121,20 +129,22 @@ pub(crate) struct Hinting {
     // In the order in which they have to go: what uses the others first.
     _shrinker: shrinker::Registration<Hints>,
     work: Pin<KBox<OwnedWork<Rounds>>>,
-    queue: OwnedQueue,
     hints: Arc<Hints>,
 }
 
 impl Hinting {
     pub(crate) fn new(host: Arc<Host>, order: ByteOrder) -> Result<Self> {
         let hints = Arc::pin_init(Hints::new(host, order), GFP_KERNEL)?;
+        let rounds = Rounds {
+            hints: hints.clone(),
+            queue: OwnedQueue::freezable(c"balloon_hint")?,
+        };
         Ok(Self {
             _shrinker: shrinker::Registration::new(hints.clone(), c"virtio-balloon-rs")?,
             work: KBox::pin_init(
-                new_owned_work!(Ok::<_, Error>(Rounds(hints.clone())), "balloon_hint"),
+                new_owned_work!(Ok::<_, Error>(rounds), "balloon_hint"),
                 GFP_KERNEL,
             )?,
-            queue: OwnedQueue::freezable(c"balloon_hint")?,
             hints,
         })
     }
@@ -157,7 +167,7 @@ impl Hinting {
     pub(crate) fn changed(&self) {
         self.hints.is_changed.store(true, Relaxed);
         // Orders it: the work sees it, whether it is about to run or runs.
-        self.work.enqueue(&self.queue);
+        self.work.enqueue(&self.work.queue);
     }
 
     /// Ends the work for good.
@@ -207,6 +217,10 @@ struct Round {
     command: u32,
     /// The id of the last round.
     active: u32,
+    /// It has not ended yet.
+    is_open: bool,
+    /// When the log was told last that the host takes no hints: it can make that happen all the time.
+    told: Option<Instant<Monotonic>>,
 }
 
 impl Hints {
@@ -222,7 +236,12 @@ impl Hints {
                 command: None,
             }, "balloon_hint_idle"),
             held <- Kept::new(),
-            round <- new_mutex!(Round { command: STOP, active: STOP }, "balloon_hint_round"),
+            round <- new_mutex!(Round {
+                command: STOP,
+                active: STOP,
+                is_open: false,
+                told: None,
+            }, "balloon_hint_round"),
         })
     }
 
@@ -245,10 +264,12 @@ impl Hints {
         };
         let queue = Arc::new(queue, GFP_KERNEL)?;
 
-        *self.round.lock() = Round {
-            command: STOP,
-            active: STOP,
-        };
+        {
+            let mut round = self.round.lock();
+            round.command = STOP;
+            round.active = STOP;
+            round.is_open = false;
+        }
         let idle = mem::replace(&mut *self.idle.lock(), idle);
         let queue = self.queue.lock().replace(queue);
         // Not under the locks.
@@ -301,21 +322,33 @@ impl Hints {
         Err(ETIMEDOUT)
     }
 
-    /// Does what the host wants.
-    fn obey(&self) -> Result {
+    /// Does what the host wants, or a part of it. Says whether there is more to do.
+    fn obey(&self, round: &mut Round) -> Result<bool> {
         let queue = self.queue().ok_or(ENODEV)?;
-        let mut round = self.round.lock();
-        match self.newest(&mut round)? {
-            STOP => Ok(()),
-            DONE => self.give_back(&queue),
-            id if id == round.active => Ok(()),
+        let command = self.newest(round)?;
+        if round.is_open {
+            let sent = if command == round.active {
+                self.send_blocks(&queue)
+            } else {
+                Ok(false)
+            };
+            if let Ok(true) = sent {
+                return sent;
+            }
+            // Whatever it was that ended the round.
+            round.is_open = false;
+            self.tell(&queue, STOP)?;
+            sent?;
+        }
+        match command {
+            STOP => Ok(false),
+            DONE => self.give_back(&queue).map(|()| false),
+            id if id == round.active => Ok(false),
             id => {
                 round.active = id;
                 self.tell(&queue, id)?;
-                let sent = self.send_blocks(&queue, &mut round);
-                // Whatever it was that ended the round.
-                self.tell(&queue, STOP)?;
-                sent
+                round.is_open = true;
+                Ok(true)
             }
         }
     }
@@ -341,25 +374,24 @@ impl Hints {
         queue.kick()
     }
 
-    /// Sends free memory until there is no block left, or the host wants something else.
-    fn send_blocks(&self, queue: &VirtQueue<Lent>, round: &mut Round) -> Result {
+    /// Sends a message of free memory. Says whether there may be more: a block is left, or the host
+    /// wants something else.
+    fn send_blocks(&self, queue: &VirtQueue<Lent>) -> Result<bool> {
         let is_changed = || self.is_changed.load(Relaxed);
-        while self.newest(round)? == round.active && !self.host.is_leaving() {
-            let Some(mut message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
-                continue;
-            };
-            let Either::First(blocks) = &mut *message else {
-                break;
-            };
-            while !blocks.is_full() && blocks.allocate(MAX_ORDER, None).is_ok() {}
-            if blocks.is_empty() {
-                let _ = self.idle.lock().blocks.push_within_capacity(message);
-                break;
-            }
-            queue.add(message)?;
-            queue.kick()?;
+        let Some(mut message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
+            return Ok(!self.host.is_leaving());
+        };
+        let Either::First(blocks) = &mut *message else {
+            return Ok(false);
+        };
+        while !blocks.is_full() && blocks.allocate(MAX_ORDER, None).is_ok() {}
+        if blocks.is_empty() {
+            let _ = self.idle.lock().blocks.push_within_capacity(message);
+            return Ok(false);
         }
-        Ok(())
+        queue.add(message)?;
+        queue.kick()?;
+        Ok(true)
     }
 
     /// Frees all blocks, those included that the host has yet to return.
@@ -406,15 +438,25 @@ impl Shrink for Hints {
 }
 
 /// The work.
-struct Rounds(Arc<Hints>);
+struct Rounds {
+    hints: Arc<Hints>,
+    queue: OwnedQueue,
+}
 
 impl Run for Rounds {
     fn run(work: &OwnedWork<Self>) {
-        if let Err(error) = work.0.obey() {
-            dev_warn!(
-                &*work.0.host.dev,
-                "the host does not take hints ({error:?})\n"
-            );
+        let mut round = work.hints.round.lock();
+        match work.hints.obey(&mut round) {
+            Ok(true) => work.enqueue(&work.queue),
+            Ok(false) => {}
+            Err(error) => {
+                if may_tell(&mut round.told) {
+                    dev_warn!(
+                        &*work.hints.host.dev,
+                        "the host does not take hints ({error:?})\n"
+                    );
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use crate::resize::Resize;
 use ferrule::{
+    mm::vmstat::pages_to_bytes,
     virtio,
     work::OwnedWork, //
 };
@@ -150,13 +151,17 @@ impl Progress {
 
     /// Whether the log may be told something: a host can make it happen all the time.
     pub(crate) fn may_tell(&self) -> bool {
-        let mut state = self.state.lock();
-        let may = state.told.is_none_or(|told| told.elapsed() >= QUIET);
-        if may {
-            state.told = Some(Instant::now());
-        }
-        may
+        may_tell(&mut self.state.lock().told)
     }
+}
+
+/// Whether it is long enough since the log was told last. Then it is told now.
+pub(crate) fn may_tell(told: &mut Option<Instant<Monotonic>>) -> bool {
+    let may = told.is_none_or(|told| told.elapsed() >= QUIET);
+    if may {
+        *told = Some(Instant::now());
+    }
+    may
 }
 
 type Work = Arc<OwnedWork<Resize>>;
@@ -188,7 +193,7 @@ fn target(work: &Work, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 
 /// What is in the balloon, in bytes.
 fn actual(work: &Work, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    writeln!(f, "{}", work.size() * PAGE_SIZE)
+    writeln!(f, "{}", pages_to_bytes(work.size()))
 }
 
 /// How many blocks of each order, and single pages, are in the balloon.
