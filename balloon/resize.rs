@@ -58,6 +58,7 @@ use ferrule::{
         shrinker::Shrink,
         vmstat::{
             self,
+            pages_to_bytes,
             Node, //
         }, //
     },
@@ -69,10 +70,7 @@ use ferrule::{
 };
 use kernel::{
     new_mutex,
-    page::{
-        PAGE_SHIFT,
-        PAGE_SIZE, //
-    },
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         Arc,
@@ -233,11 +231,13 @@ impl Resize {
 
     fn memory(&self) -> Memory {
         let memory = vmstat::memory();
+        // Whoever needs it gets it, by the shrinker. So the balloon need not shrink for it.
+        let hinted = self.hints.as_ref().map_or(0, |hints| hints.count());
         Memory {
-            available: memory.available,
+            available: memory.available + pages_to_bytes(hinted),
             total: match self.managed {
                 Managed::Counted => memory.total,
-                Managed::Removed => memory.total + (self.size() * PAGE_SIZE) as u64,
+                Managed::Removed => memory.total + pages_to_bytes(self.size()),
             },
         }
     }
@@ -260,37 +260,39 @@ impl Resize {
                     Next::Never
                 });
             }
-            Step::Wait => self.wait(&mut moving, target.saturating_sub(size)),
-            Step::Inflate(pages) => {
-                self.progress.begins(Going::In);
-                let swapped = vmstat::swapped_out();
-                let result = self.inflate(&mut moving, pages as usize);
-                let taken = (self.size() as u64).saturating_sub(size);
-                self.progress.ends(taken);
-                result?;
-                let swapped = vmstat::swapped_out() - swapped;
-                if taken == 0 {
-                    self.wait(&mut moving, pages)
-                } else {
-                    moving.is_starved = false;
-                    match moving.plan.pause_after(taken, swapped) {
-                        None => Next::Now,
-                        Some(pause) => Next::After(Delta::from_millis(pause.into())),
-                    }
-                }
-            }
+            Step::Wait => Ok(self.wait(&mut moving, target.saturating_sub(size))),
+            Step::Inflate(pages) => self.step_in(&mut moving, pages),
             Step::Deflate(pages) => {
                 self.progress.begins(Going::Out);
                 let result = self.deflate(&mut moving, pages as usize);
                 self.progress.ends(size.saturating_sub(self.size() as u64));
-                match result? {
-                    0 => Next::Never,
-                    _ => Next::Now,
-                }
+                result.map(|pages| if pages > 0 { Next::Now } else { Next::Never })
             }
         };
+        // Also when it stopped half-way.
         self.tell_size()?;
-        Ok(next)
+        next
+    }
+
+    /// Takes at most so many pages.
+    fn step_in(&self, moving: &mut Moving, pages: u64) -> Result<Next> {
+        let size = self.size() as u64;
+        self.progress.begins(Going::In);
+        let swapped = vmstat::swapped_out();
+        let result = self.inflate(moving, pages as usize);
+        let taken = (self.size() as u64).saturating_sub(size);
+        self.progress.ends(taken);
+        result?;
+        if taken == 0 {
+            return Ok(self.wait(moving, pages));
+        }
+        moving.is_starved = false;
+        // The kernel's counters of events may overflow.
+        let swapped = vmstat::swapped_out().saturating_sub(swapped);
+        Ok(match moving.plan.pause_after(taken, swapped) {
+            None => Next::Now,
+            Some(pause) => Next::After(Delta::from_millis(pause.into())),
+        })
     }
 
     /// There is no memory to be had just now, but for what is kept for hints.
@@ -411,7 +413,9 @@ impl Resize {
             let pages = self.balloon.dequeue(&mut letter.pages, wanted - count);
             if pages == 0 {
                 self.host.put_back(channel, letter);
-                if count > 0 || self.balloon.is_empty() {
+                // Who finds no memory is not to wait for who migrates pages: that may be waiting for
+                // a page that the former has locked.
+                if count > 0 || self.balloon.is_empty() || channel.is_urgent {
                     break;
                 }
                 // All that is left is being migrated, and will be put back: the channel is ours.
@@ -559,8 +563,10 @@ pub(crate) struct Giver(pub(crate) Arc<OwnedWork<Resize>>);
 
 impl OutOfMemory for Giver {
     fn give(&self) -> usize {
+        let size = self.0.size();
         let pages = self.0.give();
-        if pages > 0 {
+        // Also when the host stopped answering half-way.
+        if pages > 0 || self.0.size() < size {
             // A device that is gone does not care.
             let _ = self.0.tell_size();
             // The balloon grows again, when the guest has memory to spare.
