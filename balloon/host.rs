@@ -205,8 +205,10 @@ impl Host {
 
     /// Connects the inflate queue and the deflate queue, after probe and after each restore.
     pub(crate) fn connect(&self, inflate: VirtQueue<Letter>, deflate: VirtQueue<Letter>) -> Result {
-        let mut idle = KVec::with_capacity(DEPTH, GFP_KERNEL)?;
-        for _ in 0..DEPTH {
+        // No more than there is room for: who has taken pages out can tell the host.
+        let count = DEPTH.min(inflate.size()?).min(deflate.size()?);
+        let mut idle = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
             let letter = Letter {
                 pfns: Pfns::new(),
                 pages: Pages::with_capacity(self.units.batch_pages())?,
@@ -322,7 +324,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// Not sent: those of `write`, [`VirtQueue::add`] and [`collect`](Self::collect).
+    /// Not sent: those of `write` and [`VirtQueue::add`].
     pub(crate) fn send(
         &self,
         channel: &mut Channel,
@@ -334,22 +336,15 @@ impl Host {
             self.put_back(channel, letter);
             return Err(Untold::Unsent(error));
         }
-        loop {
-            let lane = channel.lane(way).map_err(Untold::Unsent)?;
-            let Err(refused) = lane.queue.add(letter) else {
+        let lane = channel.lane(way).map_err(Untold::Unsent)?;
+        match lane.queue.add(letter) {
+            Ok(()) => {
                 lane.in_flight += 1;
-                return lane.queue.kick().map_err(Untold::Unanswered);
-            };
-            letter = refused.buffer;
-            // A queue may have room for less than there are messages.
-            let is_full = refused.error == ENOSPC && lane.in_flight > 0;
-            if !is_full {
-                self.put_back(channel, letter);
-                return Err(Untold::Unsent(refused.error));
+                lane.queue.kick().map_err(Untold::Unanswered)
             }
-            if let Err(error) = self.collect(channel, way) {
-                self.put_back(channel, letter);
-                return Err(Untold::Unsent(error.into()));
+            Err(refused) => {
+                self.put_back(channel, refused.buffer);
+                Err(Untold::Unsent(refused.error))
             }
         }
     }

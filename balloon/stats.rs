@@ -69,27 +69,30 @@ impl Report {
     /// Leaves the first buffer with the host. The device has to be ready.
     pub(crate) fn connect(&self, queue: VirtQueue<Stats>) -> Result {
         let stats = KBox::new(Stats::new(), GFP_KERNEL)?;
+        // The host may return it at once: the work waits until there is a queue to take it from.
+        let mut slot = self.queue.lock();
         self.send(&queue, stats)?;
-        *self.queue.lock() = Some(queue);
+        *slot = Some(queue);
         Ok(())
     }
 
     fn send(&self, queue: &VirtQueue<Stats>, mut stats: KBox<Stats>) -> Result {
         stats.clear();
-        self.gather(&mut stats)?;
+        self.gather(&mut stats);
         queue.add(stats)?;
         queue.kick()
     }
 
-    /// In the order of the C driver, which leaves out what the kernel does not count.
-    fn gather(&self, stats: &mut Stats) -> Result {
+    /// In the order of the C driver, which leaves out what the kernel does not count. Without memory
+    /// there are no events: the host keeps its buffer, or it could never ask again.
+    fn gather(&self, stats: &mut Stats) {
         let mut put = |tag: Tag, value: u64| {
             let [a, b] = self.order.u16(tag as u16);
             let [c, d, e, f, g, h, i, j] = self.order.u64(value);
             // There is room for each tag once.
             let _ = stats.push([a, b, c, d, e, f, g, h, i, j]);
         };
-        if let Some(events) = vmstat::events()? {
+        if let Ok(Some(events)) = vmstat::events() {
             put(Tag::SwapIn, events.swap_in);
             put(Tag::SwapOut, events.swap_out);
             put(Tag::MajorFaults, events.major_faults);
@@ -110,7 +113,6 @@ impl Report {
         put(Tag::TotalMemory, memory.total);
         put(Tag::AvailableMemory, memory.available);
         put(Tag::DiskCaches, memory.caches);
-        Ok(())
     }
 }
 
