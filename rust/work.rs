@@ -124,8 +124,8 @@ impl<T: Run> OwnedWork<T> {
 
     /// Enqueues the work, also if it was to run later. Any context.
     ///
-    /// Does nothing when it is enqueued already, or disabled. Work that runs at the moment can be
-    /// enqueued, and then runs once more.
+    /// Work that is enqueued already goes to the end of this queue. Work that runs at the moment can
+    /// be enqueued, and then runs once more. Does nothing when it is disabled.
     pub fn enqueue(&self, queue: &Queue) {
         // SAFETY: `queue` is a valid workqueue. `work` is initialised by the type invariants, and
         // stays so until it has ended: dropping it waits.

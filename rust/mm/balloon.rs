@@ -114,12 +114,15 @@ impl<S> Pages<S> {
 }
 
 impl Pages<Allocated> {
-    /// Takes over a page that was allocated otherwise, of which the caller owns a reference. There
-    /// must be room for it.
-    pub(super) fn push(&mut self, page: NonNull<bindings::page>) {
+    /// Takes over a page that was allocated otherwise. If there is no room for it, it is freed.
+    ///
+    /// # Safety
+    ///
+    /// The page is valid, and the caller owns a reference, which is passed on.
+    pub(super) unsafe fn push(&mut self, page: NonNull<bindings::page>) {
         // INVARIANT: By the requirements of this function.
         if self.pages.push_within_capacity(page).is_err() {
-            // SAFETY: The reference is the caller's, who passes it on.
+            // SAFETY: By the requirements of this function.
             unsafe { bindings::ferrule_put_page(page.as_ptr()) };
         }
     }

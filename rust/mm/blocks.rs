@@ -107,7 +107,8 @@ impl Block {
                 // SAFETY: As above.
                 unsafe { bindings::ferrule_put_page(page) };
             } else if let Some(page) = NonNull::new(page) {
-                rest.push(page);
+                // SAFETY: As above; the reference is passed on.
+                unsafe { rest.push(page) };
             }
         }
         Ok(())

@@ -265,19 +265,23 @@ impl<B: Lend> VirtQueue<B> {
         let added = lent.lend(|sg, count| {
             let state = self.slot().state.lock();
             if state.vq.is_null() {
-                return Err(ENODEV);
+                return (Err(ENODEV), state);
             }
             let add = match direction {
                 Direction::ToDevice => bindings::virtqueue_add_outbuf,
                 Direction::FromDevice => bindings::virtqueue_add_inbuf,
             };
             // SAFETY: `vq` is valid and the lock serialises its use. The memory stays valid and is
-            // touched by nobody else until the token comes back, since the queue owns it now.
-            kernel::error::to_result(unsafe {
+            // touched by nobody else until the token comes back, since the queue owns it now. It
+            // cannot come back before the lock is released, which is after `lend` has returned and
+            // `lent` is not used any more.
+            let added = kernel::error::to_result(unsafe {
                 add(state.vq, sg, count, token, bindings::GFP_ATOMIC)
-            })
+            });
+            (added, state)
         });
-        added.and_then(|added| added).map_err(|error| AddError {
+        let added = added.and_then(|(added, _locked)| added);
+        added.map_err(|error| AddError {
             error,
             // SAFETY: The queue did not take the token, which is from `into_foreign` above.
             buffer: unsafe { KBox::from_foreign(token) },
