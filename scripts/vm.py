@@ -85,7 +85,10 @@ COSTLY_IN_EMULATION = {"erms", "fsrm", "fsrs", "fzrm", "fsrc", "la57", "smap"}
 # file descriptors of all queues whenever anything happens, and a serial device has 64 queues
 # unless told otherwise.
 EMULATED_QEMU_OPTS = [
-    "-global virtio-pci.ioeventfd=off",
+    *(
+        f"-global virtio-{name}-pci.ioeventfd=off"
+        for name in ("9p", "blk", "net", "scsi", "serial")
+    ),
     "-global virtio-serial-device.max_ports=2",
 ]
 # Its clocks differ by a little. The kernel blames the better one for that, and would read the other

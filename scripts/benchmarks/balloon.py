@@ -30,8 +30,7 @@ MIB = 1 << 20
 GUEST_MIB = 2048
 SMALL_MIB = 512
 PAIRS = 5
-# As by default: other guests here do without, see vm.EMULATED_QEMU_OPTS.
-DEVICE = "-device virtio-balloon-pci,id=balloon0,ioeventfd=on"
+DEVICE = "-device virtio-balloon-pci,id=balloon0"
 DEVICES = {"pages": DEVICE, "blocks": f"{DEVICE},free-page-reporting=on"}
 PEER = "C driver"
 DRIVERS = {
