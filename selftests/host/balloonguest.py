@@ -119,6 +119,18 @@ class Balloon:
         self.sh("rmmod virtio_balloon_rs")
         self.load()
 
+    def unload_at_each_fill_level(self) -> None:
+        """All memory comes back each time, and loading takes what the host still wants."""
+        free = self.counters()["MemFree"]
+        for size in (MEMORY - 1, MEMORY * 3 // 4, MEMORY // 2, MEMORY // 4):
+            self.resize(size)
+            self.sh("rmmod virtio_balloon_rs")
+            self.assert_as_before()
+            self.wait_until_free(free)
+            assert self.actual() == MEMORY * MIB
+            self.load()
+            self.wait_for(lambda size=size: self.actual() == size * MIB, 60, "the target of before")
+
     def load(self) -> None:
         """Load the driver."""
         self.sh('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')

@@ -155,6 +155,11 @@ def test_the_guest_survives_a_target_beyond_its_memory(balloon):
     assert balloon.counters()["oom_kill"] == kills
 
 
+def test_unloading_returns_the_blocks(balloon):
+    """With blocks in the balloon, few to many; and loading takes them again."""
+    balloon.unload_at_each_fill_level()
+
+
 def test_unloading_works_while_the_balloon_moves(balloon):
     """In either direction, at any point, with reports under way."""
     for delay in (0, 0.02, 0.2):
