@@ -2,16 +2,16 @@
 
 //! What a host knows of the guest's memory, and what the guest may not say about it.
 
-use std::collections::HashSet;
+use roaring::RoaringBitmap;
 
 /// Pages of 4 KiB, by their frame numbers.
 #[derive(Default)]
 pub struct Model {
     /// What is in the balloon by the page frame number queues.
-    inflated: HashSet<u32>,
+    inflated: RoaringBitmap,
     /// What was discarded through the reporting queue. It may be in the balloon or not: that the host
     /// is not told.
-    discarded: HashSet<u32>,
+    discarded: RoaringBitmap,
     /// What the guest did that it may not do.
     pub violations: Vec<String>,
     /// Whether there is nothing to be held against the guest, since the host has lied to it.
@@ -42,18 +42,17 @@ impl Model {
 
     pub fn deflate(&mut self, unit: u32) {
         // A block that was split comes back by the page.
-        if !self.inflated.remove(&unit) && !self.discarded.remove(&unit) {
+        if !self.inflated.remove(unit) && !self.discarded.remove(unit) {
             self.blame(|| format!("page {unit:#x} deflated, but not in the balloon"));
         }
     }
 
     pub fn discard(&mut self, first: u32, count: u32) {
-        for unit in first..first.saturating_add(count) {
-            if self.inflated.contains(&unit) {
-                self.blame(|| format!("page {unit:#x} reported, but in the balloon"));
-            }
-            self.discarded.insert(unit);
+        let units = first..first.saturating_add(count);
+        if let Some(unit) = self.inflated.range(units.clone()).next() {
+            self.blame(|| format!("page {unit:#x} reported, but in the balloon"));
         }
+        self.discarded.insert_range(units);
     }
 
     /// The guest says how large the balloon is. One page may just be on its way from one place to
@@ -77,11 +76,11 @@ impl Model {
         self.is_void = false;
     }
 
-    pub fn inflated(&self) -> usize {
+    pub fn inflated(&self) -> u64 {
         self.inflated.len()
     }
 
-    pub fn discarded(&self) -> usize {
+    pub fn discarded(&self) -> u64 {
         self.discarded.len()
     }
 }
