@@ -36,10 +36,10 @@ ALLOCATED_AT = re.compile(r"jiffies (\d+)")
 KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 # What "# Runs:" calls the kernels.
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking"}
-# A test may run this much longer than it says on an emulated kernel with all checks on.
-SLOWNESS = {"release": 1, "uml": 1, "checking": 6}
 # How many guests at once: more find no time for their timers.
 AT_ONCE = max(os.cpu_count() or 2, 2)
+# Host-driven tests that also run on the checking kernel.
+CHECKED = ("test_balloon_locks",)
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = ("test_balloon_vhost", "test_stack", "test_balloon_kind", "test_iscsi")
 
@@ -214,7 +214,7 @@ def run_guest(queue: Queue) -> None:
         log = OUT / f"{name}.log"
         options = vm.Options(kernel=queue.kernel, kdir=queue.kdir, memory="1G", log=log)
         options.udev = False
-        options.boot_timeout *= SLOWNESS[queue.kernel]
+        options.boot_timeout *= vm.SLOWNESS[queue.kernel]
         say(f"booting a guest on the {queue.kernel} kernel (kernel log: {log.relative_to(ROOT)})")
         try:
             with vm.Guest(options) as guest:
@@ -239,7 +239,7 @@ def run_script(queue: Queue, guest: vm.Guest, script: Script, cases: list[str]) 
     lines: list[str] = []
     before = len(guest.check_log())
     try:
-        _, output = guest.run(command, script.timeout * SLOWNESS[queue.kernel], lines.append)
+        _, output = guest.run(command, script.timeout * vm.SLOWNESS[queue.kernel], lines.append)
     except vm.GuestError as error:
         report.add(f"{name}/guest", "failed", "\n".join([*lines[-30:], str(error)]))
         raise
@@ -260,7 +260,7 @@ def find_leaks(guest, since: int) -> list[str]:
     """
     _, output = guest.run(
         f"{KMEMLEAK} || exit 0; echo scan >$leaks; sleep 6; echo scan >$leaks; cat $leaks",
-        timeout=120 * SLOWNESS[guest.options.kernel],
+        timeout=120 * vm.SLOWNESS[guest.options.kernel],
     )
     reports = re.split(r"^(?=unreferenced object)", output, flags=re.M)
     return [
@@ -403,6 +403,10 @@ def main() -> int:
             queue = Queue(report, args.kernel, build(args.kernel), args.match)
             run_guest(queue)
             queue.fail_what_is_left()
+            if args.kernel == "checking":
+                os.environ["FERRULE_HOST_KERNEL"] = args.kernel
+                for name in CHECKED:
+                    HostTests.run(report, SELFTESTS / "host" / f"{name}.py", args.match)
     except subprocess.CalledProcessError as error:
         report.add(f"build ({pathlib.Path(error.cmd[0]).name})", "failed", str(error))
     for name in report.failed:

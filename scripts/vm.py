@@ -78,6 +78,8 @@ TAIL_LINES = 40
 # The kernels (scripts/kernel.sh), and which of them are processes of the host.
 KERNELS = ("release", "checking", "uml", "native")
 UML = ("uml", "native")
+# A test may take this much longer than it says on an emulated kernel with all checks on.
+SLOWNESS = {"release": 1, "uml": 1, "checking": 6}
 # What an emulated CPU does without: it makes the kernel move and clear memory byte by byte, walk
 # five levels of page tables, and open and close user memory around each access to it.
 COSTLY_IN_EMULATION = {"erms", "fsrm", "fsrs", "fzrm", "fsrc", "la57", "smap"}

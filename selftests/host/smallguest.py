@@ -8,6 +8,7 @@ first is its console.
 
 import base64
 import contextlib
+import os
 import pathlib
 import shlex
 import socket
@@ -18,6 +19,9 @@ import time
 
 import vm
 
+# Which kernel, and how many times as long as on the release kernel anything may take there.
+KERNEL = os.environ.get("FERRULE_HOST_KERNEL", "release")
+SLOWNESS = vm.SLOWNESS[KERNEL]
 # Where a device can be plugged in.
 PORT = "-device pcie-root-port,id=port0,chassis=7"
 MIB = 1 << 20
@@ -58,7 +62,7 @@ def cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
 def initramfs(kdir: pathlib.Path) -> bytes:
     """What the guest has."""
     program, folder = stat.S_IFREG | 0o755, stat.S_IFDIR | 0o755
-    ours = vm.ROOT / "out/modules/release/balloon/virtio_balloon_rs.ko"
+    ours = vm.ROOT / "out/modules" / KERNEL / "balloon/virtio_balloon_rs.ko"
     theirs = kdir / "drivers/virtio/virtio_balloon.ko"
     return cpio(
         {
@@ -86,7 +90,7 @@ class SmallGuest:
         self.memory = memory
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
         directory = pathlib.Path(self._directory.name)
-        kdir = vm.find_kdir("release")
+        kdir = vm.find_kdir(KERNEL)
         image = kdir / "arch/x86/boot/bzImage"
         initrd = directory / "initrd"
         initrd.write_bytes(initramfs(kdir))
@@ -145,7 +149,7 @@ class SmallGuest:
 
     def wait(self, timeout: float) -> tuple[int, str]:
         """The status and output of what was started."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOWNESS
         while not self.has_answered():
             assert time.monotonic() < deadline, (
                 f"no answer within {timeout} s\n{self.received!r}\n{self.tail()}"
@@ -220,7 +224,7 @@ class SmallGuest:
 
     def wait_for(self, condition, timeout: float, what: str):
         """Wait until a condition holds; returns what it returned."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * SLOWNESS
         while not (result := condition()):
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s\n{self.tail()}"
             time.sleep(0.05)
