@@ -10,14 +10,14 @@ run.
 import argparse
 import importlib
 import pathlib
-import subprocess
 import sys
 import time
+import traceback
 
 import report
 import vm
 from benchmarks import names
-from benchmarks.results import OUT, BenchmarkError, Results
+from benchmarks.results import OUT, Results
 from rich.console import Console
 
 
@@ -41,13 +41,14 @@ def main() -> int:
         try:
             results = Results(name, args.kdir or vm.find_kdir("release"), console)
             importlib.import_module(f"benchmarks.{name}").run(results)
-        except (vm.GuestError, BenchmarkError, subprocess.CalledProcessError) as error:
+            path = results.write().relative_to(vm.ROOT)
+            results.show()
+            results.say(f"{path}, {(time.monotonic() - started) / 60:.1f} minutes")
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            # Whatever it is: the others are measured, and there is a report of them.
+            traceback.print_exc()
             print(f"error: {name}: {error}", file=sys.stderr)
             failed = True
-            continue
-        path = results.write().relative_to(vm.ROOT)
-        results.show()
-        results.say(f"{path}, {(time.monotonic() - started) / 60:.1f} minutes")
     report.write()
     return 1 if failed else 0
 
