@@ -171,10 +171,10 @@ class Results:
         """A guest whose kernel log has to be clean in the end."""
         options.kdir = options.kdir or self.kdir
         options.log = OUT / f"{self.name}-{len(self.machine['guests']) + 1}.log"
-        if options.icount:
+        if options.icount or any("-icount" in words for words in options.qemu_opts):
             runs = "1 CPU, TCG with icount: a nanosecond of guest time is an instruction"
-        elif options.kernel == "uml":
-            runs = f"{options.cpus} CPUs, user-mode Linux: native speed"
+        elif options.kernel in vm.UML:
+            runs = f"{options.cpus} CPUs, user-mode Linux ({options.kernel}): no emulation"
         else:
             accelerator = "KVM" if vm.kvm_works(self.kdir / "arch/x86/boot/bzImage") else "TCG"
             runs = f"{options.cpus} CPUs, {accelerator}"
