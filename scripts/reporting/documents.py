@@ -220,6 +220,20 @@ class Benchmarks:
         return [result for result in self.results if result.met is met]
 
 
+def read_series(entry: dict) -> dict:
+    """An entry of what is to be drawn, see benchmarks/results.py. Older ones have less."""
+    bound = entry.get("bound")
+    return {
+        **{key: str(entry[key]) for key in ("title", "x", "y")},
+        "lines": {
+            name: [(x if isinstance(x, str) else x + 0, y + 0) for x, y in points]
+            for name, points in entry["lines"].items()
+        },
+        "bound": None if bound is None else float(bound),
+        "log": str(entry.get("log") or ""),
+    }
+
+
 def read_all(directory: pathlib.Path, known: dict[str, pathlib.Path]) -> Benchmarks:
     """The documents of a directory; `known` are the benchmarks that there are."""
     measured, unreadable = {}, []
@@ -230,11 +244,11 @@ def read_all(directory: pathlib.Path, known: dict[str, pathlib.Path]) -> Benchma
             results = [Result.read(name, entry) for entry in document["results"]]
             for result in results:
                 _ = result.goal_text
+            series = [read_series(entry) for entry in document.get("series", [])]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             unreadable.append(f"{path.name}: {error!r}")
             continue
         about = description(known[name]) if name in known else ""
-        series = document.get("series", [])
         measured[name] = Document(name, about, document.get("machine", {}), results, series)
     return Benchmarks(measured, [name for name in known if name not in measured], unreadable)
 

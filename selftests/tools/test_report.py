@@ -189,6 +189,42 @@ def test_page_refers_to_nothing_outside_itself(directory, measured):
     assert b"plotly.js v" in gzip.decompress(base64.b64decode(library.text))[:100]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"lines": {"a": [[1, "two"]]}},
+        {"lines": {"a": [[1, None]]}},
+        {"lines": {"a": [[1, 2, 3]]}},
+        {"lines": [1]},
+        {"bound": "much"},
+        {"title": None, "lines": None},
+    ],
+)
+def test_document_with_a_broken_series_is_named_and_no_other_lost(directory, measured, broken):
+    for name in ("iscsi", "noisy"):
+        found = measured(name)
+        fill(found)
+        path = found.write()
+    written = json.loads(path.read_text())
+    written["series"][0] |= broken
+    path.write_text(json.dumps(written))
+    _, document = page(directory)
+    assert "noisy.json" in text_of(document.find("body"))
+    assert list(figures(document)) == ["iscsi"]
+
+
+def test_series_of_an_older_document_is_drawn(directory, measured):
+    found = measured("iscsi")
+    fill(found)
+    path = found.write()
+    written = json.loads(path.read_text())
+    for entry in written["series"]:
+        del entry["bound"], entry["log"]
+    path.write_text(json.dumps(written))
+    _, document = page(directory)
+    assert len(figures(document)["iscsi"]) == 3
+
+
 def test_hostile_text_stays_text(directory, measured):
     plain = measured("noisy")
     plain.add("metric", "ms", [1], peer=[2], peer_name="peer")
