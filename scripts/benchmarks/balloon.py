@@ -4,7 +4,8 @@
 Two devices: as QEMU makes it by default (page frame numbers only), and with free page reporting,
 through which ours takes blocks. Memory that the guest never touched before costs the host nothing;
 memory that it has used has to be discarded. What the host needs for that alone is measured by a
-program that maps as much memory, touches it, and discards it by pieces of 4 MiB.
+program that maps as much memory, touches it, and discards it by pieces of 4 MiB: blocks are to be
+as fast as that within 2x, or so many times as fast as the C driver.
 
 Times are wall time, between the host's request and `actual`, without anything else running.
 
@@ -40,7 +41,7 @@ DRIVERS = {
         "rmmod virtio_balloon_rs",
     ),
 }
-MADV_DONTNEED = 4
+MADV_DONTNEED, MADV_HUGEPAGE = 4, 14
 STATES = {False: "untouched", True: "touched"}
 # Times as fast as the C driver, in and out, by device and whether the guest has used the memory.
 GOALS = {
@@ -131,7 +132,8 @@ def run(results: Results) -> None:
             measure_faults(results, machine, device)
         for touched, figures in found.items():
             report(results, device, touched, figures)
-    floor(results)
+    for touched, figures in found.items():
+        floor(results, touched, figures["ours"])
     user_mode(results)
 
 
@@ -214,27 +216,47 @@ def report(results: Results, device: str, touched: bool, figures: dict) -> None:
         )
 
 
-def floor(results: Results) -> None:
-    """How fast the host discards memory, if that is all that it does."""
+def floor(results: Results, touched: bool, ours: list[tuple]) -> None:
+    """How fast blocks are beside a host that discards as much memory, and does nothing else."""
+    gib = (GUEST_MIB - SMALL_MIB) / 1024
+    results.add(
+        f"inflation by blocks, {STATES[touched]}",
+        "GiB/s",
+        [gib / row[0] for row in ours],
+        peer=[gib / discard(touched) for _ in range(PAIRS)],
+        peer_name="madvise alone on the host",
+        goal=Goal("ratio", ">=", 0.5),
+        note=(
+            "Inflation by blocks is to be so many times as fast as the C driver, or half as fast as"
+            " madvise alone: it is enough to meet one of these goals."
+        ),
+    )
+
+
+def discard(touched: bool) -> float:
+    """Seconds for the memory between both sizes, which is mapped as QEMU maps that of a guest."""
     size = (GUEST_MIB - SMALL_MIB) * MIB
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    speeds = {False: [], True: []}
-    for touched, found in speeds.items():
-        for _ in range(PAIRS):
-            with mmap.mmap(-1, size) as memory:
-                if touched:
-                    for offset in range(0, size, mmap.PAGESIZE):
-                        memory[offset] = 1
-                view = ctypes.c_char.from_buffer(memory)
-                address = ctypes.addressof(view)
-                started = time.monotonic()
-                for offset in range(0, size, 4 * MIB):
-                    libc.madvise(address + offset, 4 * MIB, MADV_DONTNEED)
-                found.append(size / (1 << 30) / (time.monotonic() - started))
-                del view
-    for touched, found in speeds.items():
-        results.add(f"madvise alone on the host, {STATES[touched]}", "GiB/s", found)
+
+    def advise(address: int, length: int, advice: int) -> None:
+        if libc.madvise(address, length, advice):
+            raise OSError(ctypes.get_errno(), "madvise")
+
+    # Memory that is shared, as is usual in Python, would stay.
+    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        view = ctypes.c_char.from_buffer(memory)
+        address = ctypes.addressof(view)
+        advise(address, size, MADV_HUGEPAGE)
+        if touched:
+            for offset in range(0, size, mmap.PAGESIZE):
+                memory[offset] = 1
+        started = time.monotonic()
+        for offset in range(0, size, 4 * MIB):
+            advise(address + offset, 4 * MIB, MADV_DONTNEED)
+        seconds = time.monotonic() - started
+        del view
+    return seconds
 
 
 def user_mode(results: Results) -> None:
