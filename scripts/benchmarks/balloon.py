@@ -13,12 +13,12 @@ The same once more on user-mode Linux, which runs at native speed, with a host o
 (selftests/vhost) that discards memory by the page or the piece as QEMU does.
 """
 
-import ctypes
 import json
 import mmap
 import pathlib
 import re
 import statistics
+import tempfile
 import time
 
 import balloon_host
@@ -31,6 +31,8 @@ MIB = 1 << 20
 GUEST_MIB = 2048
 SMALL_MIB = 512
 PAIRS = 5
+# The largest that there are, with pages of 4 KiB.
+BLOCK = 4 * MIB
 DEVICE = "-device virtio-balloon-pci,id=balloon0"
 DEVICES = {"pages": DEVICE, "blocks": f"{DEVICE},free-page-reporting=on"}
 PEER = "C driver"
@@ -41,7 +43,6 @@ DRIVERS = {
         "rmmod virtio_balloon_rs",
     ),
 }
-MADV_DONTNEED, MADV_HUGEPAGE = 4, 14
 STATES = {False: "untouched", True: "touched"}
 # Times as fast as the C driver, in and out, by device and whether the guest has used the memory.
 GOALS = {
@@ -51,8 +52,8 @@ GOALS = {
     ("pages", True): (2, None),
 }
 # In user-mode Linux.
-UML_GUEST_MIB = 1024
-UML_BALLOON_MIB = 768
+UML_GUEST_MIB = 2048
+UML_BALLOON_MIB = 1536
 UML_DEVICES = {
     "pages": balloon_host.STATS,
     "blocks": balloon_host.STATS | balloon_host.REPORTING,
@@ -132,8 +133,6 @@ def run(results: Results) -> None:
             measure_faults(results, machine, device)
         for touched, figures in found.items():
             report(results, device, touched, figures)
-    for touched, figures in found.items():
-        floor(results, touched, figures["ours"])
     user_mode(results)
 
 
@@ -202,6 +201,12 @@ def report(results: Results, device: str, touched: bool, figures: dict) -> None:
     what = f"by {device}, {STATES[touched]}"
     gib = (GUEST_MIB - SMALL_MIB) / 1024
     report_speeds(results, what, gib, figures, GOALS[device, touched])
+    if device == "blocks":
+        alone = [
+            discard(emulators_memory(GUEST_MIB - SMALL_MIB), mmap.MADV_DONTNEED, touched)
+            for _ in range(PAIRS)
+        ]
+        floor(results, what, [gib / row[0] for row in figures["ours"]], alone)
     for name, unit, index in (
         ("CPU time of guest and host", "s", 2),
         ("free blocks of 2 MiB left", "number", 3),
@@ -216,14 +221,13 @@ def report(results: Results, device: str, touched: bool, figures: dict) -> None:
         )
 
 
-def floor(results: Results, touched: bool, ours: list[tuple]) -> None:
-    """How fast blocks are beside a host that discards as much memory, and does nothing else."""
-    gib = (GUEST_MIB - SMALL_MIB) / 1024
+def floor(results: Results, what: str, ours: list[float], peer: list[float]) -> None:
+    """How fast blocks are, in GiB/s, beside a host that discards as much and does nothing else."""
     results.add(
-        f"inflation by blocks, {STATES[touched]}",
+        f"inflation {what}",
         "GiB/s",
-        [gib / row[0] for row in ours],
-        peer=[gib / discard(touched) for _ in range(PAIRS)],
+        ours,
+        peer=peer,
         peer_name="madvise alone on the host",
         goal=Goal("ratio", ">=", 0.5),
         note=(
@@ -233,30 +237,30 @@ def floor(results: Results, touched: bool, ours: list[tuple]) -> None:
     )
 
 
-def discard(touched: bool) -> float:
-    """Seconds for the memory between both sizes, which is mapped as QEMU maps that of a guest."""
-    size = (GUEST_MIB - SMALL_MIB) * MIB
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+def emulators_memory(mib: int) -> mmap.mmap:
+    """Mapped as QEMU maps that of a guest."""
+    memory = mmap.mmap(-1, mib * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
-    def advise(address: int, length: int, advice: int) -> None:
-        if libc.madvise(address, length, advice):
-            raise OSError(ctypes.get_errno(), "madvise")
 
-    # Memory that is shared, as is usual in Python, would stay.
-    with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        view = ctypes.c_char.from_buffer(memory)
-        address = ctypes.addressof(view)
-        advise(address, size, MADV_HUGEPAGE)
+def shared_memory(mib: int) -> mmap.mmap:
+    """A file, as user-mode Linux has its memory in."""
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.truncate(mib * MIB)
+        return mmap.mmap(file.fileno(), mib * MIB)
+
+
+def discard(memory: mmap.mmap, advice: int, touched: bool) -> float:
+    """How fast this is, in GiB/s."""
+    with memory:
         if touched:
-            for offset in range(0, size, mmap.PAGESIZE):
+            for offset in range(0, len(memory), mmap.PAGESIZE):
                 memory[offset] = 1
         started = time.monotonic()
-        for offset in range(0, size, 4 * MIB):
-            advise(address + offset, 4 * MIB, MADV_DONTNEED)
-        seconds = time.monotonic() - started
-        del view
-    return seconds
+        for offset in range(0, len(memory), BLOCK):
+            memory.madvise(advice, offset, BLOCK)
+        return len(memory) / (1 << 30) / (time.monotonic() - started)
 
 
 def user_mode(results: Results) -> None:
@@ -279,8 +283,14 @@ def user_mode(results: Results) -> None:
                             f" {up * 1e3:.1f} ms out"
                         )
                 what = f"by {device}, {STATES[touched]}, user-mode Linux"
-                goals = GOALS[device, touched]
-                report_speeds(results, what, UML_BALLOON_MIB / 1024, figures, goals)
+                goals, gib = GOALS[device, touched], UML_BALLOON_MIB / 1024
+                report_speeds(results, what, gib, figures, goals)
+                if device == "blocks":
+                    alone = [
+                        discard(shared_memory(UML_BALLOON_MIB), mmap.MADV_REMOVE, touched)
+                        for _ in range(PAIRS)
+                    ]
+                    floor(results, what, [gib / row[0] for row in figures["ours"]], alone)
 
 
 def user_mode_sample(guest: vm.Guest, driver: str, bits: int, touched: bool) -> tuple[float, float]:
