@@ -60,21 +60,36 @@ def start(guest, uri):
     """Start a migration that gets nowhere for now: 16 pages a second."""
     set_speed(guest, 16 * 4096)
     guest.qmp("migrate", uri=uri)
-    guest.wait_for(lambda: migration(guest)["status"] == "active", 30, "the migration to begin")
+    guest.wait_for(lambda: migration(guest)["status"] == "active", 120, "the migration to begin")
+
+
+def wait_until_hints_rest(guest):
+    """Wait until nothing more becomes a hint: free memory stays what it is for 2 s."""
+    seen, since = free_mib(guest), time.monotonic()
+
+    def rests():
+        nonlocal seen, since
+        now = free_mib(guest)
+        if abs(now - seen) > 1:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > 2
+
+    guest.wait_for(rests, 120, "an end of hints")
 
 
 def wait_for_hints(guest, free):
     """Wait until the guest has hinted what was free."""
-    guest.wait_for(lambda: free_mib(guest) < free - JUNK, 30, "hints")
+    guest.wait_for(lambda: free_mib(guest) < free - JUNK, 120, "hints")
     # The host need not copy them.
     guest.wait_for(
-        lambda: migration(guest)["ram"]["remaining"] < (MEMORY - JUNK) * MIB, 30, "less to copy"
+        lambda: migration(guest)["ram"]["remaining"] < (MEMORY - JUNK) * MIB, 120, "less to copy"
     )
+    wait_until_hints_rest(guest)
 
 
 def wait_until_free(guest, free):
     """Wait until the guest has its memory back."""
-    guest.wait_for(lambda: free_mib(guest) > free - SLACK, 30, "free memory")
+    guest.wait_for(lambda: free_mib(guest) > free - SLACK, 120, "free memory")
 
 
 def finish(guest):
@@ -99,7 +114,7 @@ def hinted(guest):
         yield free
     finally:
         guest.qmp("migrate_cancel")
-        guest.wait_for(lambda: migration(guest)["status"] == "cancelled", 30, "the end of it")
+        guest.wait_for(lambda: migration(guest)["status"] == "cancelled", 120, "the end of it")
 
 
 def test_the_host_copies_less(source):
@@ -174,19 +189,22 @@ def test_unloading_gives_hinted_memory_back(source):
 
 def test_hints_while_memory_is_used_and_freed_lose_nothing(source):
     """Migrations begin and are cancelled while the guest checks what it writes."""
-    source.send(
-        "for i in $(seq 12); do cat /tmp/data /tmp/data /tmp/data >/tmp/copy || exit;"
-        f" tail -c {DATA * MIB} /tmp/copy | cmp - /tmp/data || exit; rm /tmp/copy; done"
-    )
     rounds = 0
-    while not source.has_answered():
-        start(source, NOWHERE)
-        time.sleep(0.2)
-        source.qmp("migrate_cancel")
-        source.wait_for(lambda: migration(source)["status"] == "cancelled", 30, "the end of it")
-        rounds += 1
-    assert source.wait(1) == (0, "")
-    assert rounds > 1
+    # On a busy host the guest may be through with it before there are two.
+    while rounds < 2:
+        source.send(
+            "for i in $(seq 12); do cat /tmp/data /tmp/data /tmp/data >/tmp/copy || exit;"
+            f" tail -c {DATA * MIB} /tmp/copy | cmp - /tmp/data || exit; rm /tmp/copy; done"
+        )
+        while not source.has_answered():
+            start(source, NOWHERE)
+            time.sleep(0.2)
+            source.qmp("migrate_cancel")
+            source.wait_for(
+                lambda: migration(source)["status"] == "cancelled", 120, "the end of it"
+            )
+            rounds += 1
+        assert source.wait(1) == (0, "")
 
 
 def test_the_guest_arrives_whole(source, boot, tmp_path):
@@ -202,7 +220,7 @@ def test_the_guest_arrives_whole(source, boot, tmp_path):
     sent = finish(source)["normal"] * 4096 // MIB
     assert sent < MEMORY - JUNK
     target.wait_for(
-        lambda: target.qmp("query-status")["status"] == "running", 30, "the guest to go on"
+        lambda: target.qmp("query-status")["status"] == "running", 120, "the guest to go on"
     )
     wait_until_free(target, free)
     assert target.sh("md5sum /tmp/data") == before
