@@ -77,9 +77,13 @@ class Host:
     def state(self) -> dict:
         """What the host knows."""
         self.tell("state")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         passed = []
-        while (event := self.event(deadline - time.monotonic()))["event"] != "state":
+        while True:
+            event = self.event(max(deadline - time.monotonic(), 0))
+            assert event, "the host does not say what it knows"
+            if event["event"] == "state":
+                break
             assert event["event"] not in ("end", "summary"), event
             passed.append(event)
         for other in passed:

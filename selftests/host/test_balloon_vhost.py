@@ -52,7 +52,7 @@ class Device(Balloon):
         """Ask for a size of the balloon."""
         self.host.tell(f"target {mib * PAGES_PER_MIB}")
 
-    def resize(self, mib: int, timeout: float = 60) -> None:
+    def resize(self, mib: int, timeout: float = 180) -> None:
         """Ask for a size of the balloon and wait until it is there, to the page."""
         self.ask(mib)
         self.wait_for(lambda: self.actual() == mib * PAGES_PER_MIB, timeout, f"{mib} MiB")
@@ -107,7 +107,7 @@ def plug_fixture(guest):
 
     yield plug
     device = devices[-1]
-    device.sh("! lsmod | grep -q virtio_balloon_rs || rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    device.sh("! lsmod | grep -q virtio_balloon_rs || rmmod virtio_balloon_rs")
     device.assert_as_before()
     device.sh("md5sum --quiet -c /run/sum")
     seen = device.host.end()
@@ -146,7 +146,7 @@ def test_a_good_host_finds_nothing_to_complain_of(plug, bits):
         assert not state["violations"]
     if bits & STATS:
         device.host.tell("stats")
-        device.wait_for(lambda: device.host.state()["counts"]["stats"] > 1, 10, "statistics")
+        device.wait_for(lambda: device.host.state()["counts"]["stats"] > 1, 60, "statistics")
         assert device.host.state()["statistics"]["5"] == device.counters()["MemTotal"] * 1024
     # What the guest has used and put into the balloon is the machine's again.
     device.resize(0)
@@ -179,7 +179,7 @@ def test_a_target_beyond_memory(plug):
     spare = "no memory to spare"
     device.wait_for(lambda: spare in device.sh("dmesg | tail -n 3"), 60, spare)
     assert device.counters()["MemAvailable"] > 16 * 1024
-    device.wait_for(lambda: device.actual() == device.pages(), 10, "rest")
+    device.wait_for(lambda: device.actual() == device.pages(), 60, "rest")
     device.resize(0)
     recover(device)
 
@@ -223,7 +223,7 @@ def provoke(device, case: str, name: str) -> None:
     acts = {"unknown", "other", "twice", "jump", "silence"}
     act = next(act for act in acts if act in case)
     device.wait_for(
-        lambda: device.host.state()["counts"].get(f"act_{act}"), 20, f"{case} of {name}"
+        lambda: device.host.state()["counts"].get(f"act_{act}"), 60, f"{case} of {name}"
     )
 
 
@@ -241,8 +241,12 @@ def test_nonsense_in_the_used_ring(plug, case, name):
     provoke(device, case, name)
     time.sleep(0.3)
     if case == "unknown":
-        new = "\n".join(device.guest.log_lines()[before:])
-        assert re.search(r"id \d+ out of range", new), new
+        complaint = re.compile(r"id \d+ out of range")
+        device.wait_for(
+            lambda: any(complaint.search(line) for line in device.guest.log_lines()[before:]),
+            60,
+            "the kernel to complain",
+        )
     if name == "stats":
         device.resize(20)
     recover(device)
@@ -259,14 +263,15 @@ def test_a_queue_that_stops_answering_does_not_keep_the_driver(plug, name, how):
     if how == "unbind":
         driver = "/sys/bus/virtio/drivers/virtio_balloon_rs"
         leave = f"cd {driver}; for d in virtio*; do echo $d >unbind; done"
-    started = time.monotonic()
-    # What is free meanwhile gets used.
+    # What is free meanwhile gets used. It is the driver that is timed, not that.
     device.sh(
-        f"({leave}) & sleep 1; head -c 64M /dev/urandom >/run/more && md5sum /run/more >/run/sum2;"
+        "read began _ </proc/uptime;"
+        f" ({{ {leave}; }} && read ended _ </proc/uptime && echo $began $ended >/run/took) &"
+        " sleep 1; head -c 64M /dev/urandom >/run/more && md5sum /run/more >/run/sum2;"
         "wait $! || exit; md5sum --quiet -c /run/sum2 && rm /run/more",
-        timeout=60,
     )
-    assert time.monotonic() - started < UNLOAD_TIMEOUT
+    began, ended = device.sh("cat /run/took; rm /run/took").split()
+    assert float(ended) - float(began) < UNLOAD_TIMEOUT
     if name in ("inflate", "deflate"):
         assert "the host does not take part" in device.sh("dmesg | tail -n 3")
     device.assert_as_before()
@@ -289,7 +294,7 @@ def test_a_queue_that_stops_answering_does_not_keep_the_system_up(boot, name):
     guest.process.stdin.write(b"exit\n")
     guest.process.stdin.flush()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        guest.process.wait(60)
+        guest.process.wait(180)
     assert guest.process.poll() is not None
     host.end()
 
@@ -307,7 +312,7 @@ def test_a_host_that_hangs_up(boot_dirty):
         host.end()
         device.wait_until_unplugged()
         device.assert_as_before()
-    guest.check("rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    guest.check("rmmod virtio_balloon_rs", 180)
     wrong = guest.check_log()
     theirs = [line for line in wrong if re.search(r"WARNING: arch/um/drivers/virtio_uml\.c", line)]
     # Each has a list of modules.
