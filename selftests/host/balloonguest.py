@@ -28,7 +28,7 @@ class Balloon:
         assert self.driver() == "virtio_balloon_rs"
         self.total = self.counters()["MemTotal"]
 
-    def sh(self, script: str, timeout: float = 60) -> str:
+    def sh(self, script: str, timeout: float = 180) -> str:
         """Run a script in the guest."""
         return self.guest.check(script, timeout).strip()
 
@@ -44,7 +44,7 @@ class Balloon:
         """Ask for a size."""
         self.qmp("balloon", value=mib * MIB)
 
-    def resize(self, mib: int, timeout: float = 60) -> None:
+    def resize(self, mib: int, timeout: float = 180) -> None:
         """Ask for a size and wait until it is there, to the byte."""
         self.ask(mib)
         self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
@@ -101,7 +101,7 @@ class Balloon:
     def wait_until_free(self, free: int) -> None:
         """What was freed counts as free once the processors' own lists of pages are drained."""
         self.wait_for(
-            lambda: abs(self.counters()["MemFree"] - free) < SLACK * 1024, 30, "free memory"
+            lambda: abs(self.counters()["MemFree"] - free) < SLACK * 1024, 120, "free memory"
         )
 
     def is_plugged(self) -> bool:
@@ -112,7 +112,7 @@ class Balloon:
     def plug(self) -> None:
         """Plug the device in, and wait for the driver."""
         self.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="port0")
-        self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 60, "plug and bind")
+        self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 180, "plug and bind")
 
     def reload(self) -> None:
         """Unload the driver and load it again."""

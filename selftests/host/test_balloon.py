@@ -68,11 +68,17 @@ def test_statistics_are_the_guests_own(balloon):
 
 
 def test_a_storm_of_changes_ends_at_the_last_size(balloon):
-    """Requests come faster than they can be met."""
+    """Requests come faster than they can be met. It never takes more than any of them wanted."""
     rng = random.Random(5)
-    for _ in range(300):
-        balloon.ask(rng.randrange(MEMORY // 2, MEMORY + 1))
-    balloon.resize(777)
+    for last in (900, 600, 1000, 700, 777):
+        # Since it has rested.
+        asked = [balloon.actual() // MIB]
+        low = rng.randrange(MEMORY // 2, MEMORY)
+        for _ in range(60):
+            asked.append(rng.randrange(low, MEMORY + 1))
+            balloon.ask(asked[-1])
+            assert balloon.actual() >= min(asked) * MIB, asked
+        balloon.resize(last)
 
 
 def test_the_guest_survives_a_target_beyond_its_memory(balloon):
@@ -84,10 +90,12 @@ def test_the_guest_survives_a_target_beyond_its_memory(balloon):
     balloon.wait_for(
         lambda: "no memory to spare" in balloon.sh("dmesg | tail -n 3"), 60, "the reserve"
     )
-    time.sleep(3)
     left = balloon.counters()
     assert 48 * 1024 < left["MemAvailable"] < 96 * 1024
-    assert balloon.actual() == (MEMORY * MIB) - balloon.pages() * 4096
+    # It takes the little that is freed now and then.
+    balloon.wait_for(
+        lambda: balloon.actual() == MEMORY * MIB - balloon.pages() * 4096, 60, "the same size"
+    )
     # The guest works, and what it frees is not fought over.
     assert balloon.sh("ls / | wc -l") != "0"
     balloon.resize(MEMORY)
@@ -106,7 +114,7 @@ def test_the_host_gets_the_memory(balloon):
     )
     used = balloon.guest.resident_mib()
     # More than was never touched: most of what was has to go.
-    balloon.resize(192)
+    balloon.resize(256)
     assert balloon.guest.resident_mib() < used - 200
 
 
@@ -214,7 +222,7 @@ def test_a_resize_can_wake_the_system(balloon):
     balloon.sh(f"echo enabled >{power}/wakeup")
     before = int(balloon.sh(f"cat {power}/wakeup_active_count"))
     balloon.resize(MEMORY - 128)
-    balloon.wait_for(lambda: balloon.sh(f"cat {power}/wakeup_active") == "0", 10, "sleep")
+    balloon.wait_for(lambda: balloon.sh(f"cat {power}/wakeup_active") == "0", 60, "sleep")
     assert int(balloon.sh(f"cat {power}/wakeup_active_count")) > before
     balloon.sh(f"echo disabled >{power}/wakeup")
 
@@ -228,9 +236,7 @@ def test_a_host_that_does_not_answer_cannot_keep_the_driver(balloon):
     # sends no interrupts. This stops it on the way.
     balloon.ask(256)
     balloon.sh(f"printf '\\x{int(before[0], 16) & ~4:02x}\\x{before[1]}' | {command}")
-    stuck = balloon.pages()
-    assert stuck > 0
-    assert balloon.pages() == stuck
+    balloon.wait_for(lambda: 0 < balloon.pages() == balloon.pages(), 60, "a balloon that is stuck")
     started = time.monotonic()
     balloon.sh("rmmod virtio_balloon_rs")
     assert time.monotonic() - started < 30
