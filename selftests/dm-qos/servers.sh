@@ -122,13 +122,16 @@ limits_hold_for_files() {
 # write_through COUNT: so many pages of each file once more, what they are already. The server has
 # to have each on the disk before it answers.
 write_through() {
-	local number pids=()
+	local number pid pids=()
 	for ((number = 0; number < FILES_AT_ONCE; number++)); do
 		dd if=/run/data of="$FILES/first$number" bs=4k count="$1" oflag=dsync \
 			conv=notrunc status=none &
 		pids+=($!)
 	done
-	wait "${pids[@]}"
+	# All at once, they would have the status of the last one.
+	for pid in "${pids[@]}"; do
+		wait "$pid" || return
+	done
 }
 
 # copy_files NAME
@@ -219,7 +222,7 @@ brick_ends() {
 # mount_volume FILE
 mount_volume() {
 	glusterfs --volfile="$1" --log-file=/run/client.log "$FILES"
-	wait_for 20 mountpoint -q "$FILES" && wait_for 20 ls "$FILES" >/dev/null
+	wait_for 60 mountpoint -q "$FILES" && wait_for 60 ls "$FILES" >/dev/null
 }
 
 glusterfs_keeps_the_limits_of_its_bricks() {

@@ -54,7 +54,7 @@ works() {
 		dmsetup message "$name" 0 set iops 1 burst_ms 0
 		at_exit "no_limits $name"
 	done
-	io_in_background /tmp/results top at-once write:1M:8K*16
+	io_in_background /tmp/results top at-once write:1M:8K*48
 	check "it waits below" wait_for 20 waits_below 4 "$@"
 	for name in "$@"; do
 		check "suspend $name" takes_at_most "$PROMPT" dmsetup suspend --nolockfs "$name"
@@ -65,7 +65,7 @@ works() {
 	check "and well" fails grep -v ": ok" /tmp/results
 	check "suspend above" takes_at_most "$PROMPT" dmsetup suspend top
 	check "resume" dmsetup resume top
-	check "all that was written" io_is_well top verify:0:16K*48 verify:1M:8K*16
+	check "all that was written" io_is_well top verify:0:16K*48 verify:1M:8K*48
 	remove_qos top
 }
 
@@ -90,8 +90,8 @@ above_and_below_thin() {
 	works data metadata
 	make_qos top mapper/middle write_iops 50 burst_ms 0
 	check "discard" io_is_well top at-once discard:0:256K*3
-	check "is gone" io_is_well top verify-zero:0:16K*48 verify:1M:8K*16
-	check "given back" [ "$(dmsetup status pool | awk '{ print $6 }')" = 2/256 ]
+	check "is gone" io_is_well top verify-zero:0:16K*48 verify:1M:8K*48
+	check "given back" [ "$(dmsetup status pool | awk '{ print $6 }')" = 6/256 ]
 }
 
 above_and_below_cache() {
@@ -114,7 +114,7 @@ round-robin 0 2 0 /dev/mapper/a /dev/mapper/b"
 	works a b
 	make_qos top mapper/middle
 	dmsetup message a 0 set iops 1 burst_ms 0
-	io_in_background /tmp/results top at-once write:2M:4K*24
+	io_in_background /tmp/results top at-once write:2M:4K*64
 	check "some wait on a path" held a write 4
 	# It turns into an error: what comes after that has to take the other.
 	check "the path fails" takes_at_most "$PROMPT" dmsetup wipe_table a
@@ -122,7 +122,7 @@ round-robin 0 2 0 /dev/mapper/a /dev/mapper/b"
 	check "it is over" wait_for "$PROMPT" test -e /tmp/results
 	check "nothing failed" fails grep -v ": ok" /tmp/results
 	check "but the path" grep -q " F " <(dmsetup status middle)
-	check "data" io_is_well top verify:2M:4K*24 verify:3M:4K*8
+	check "data" io_is_well top verify:2M:4K*64 verify:3M:4K*8
 }
 
 # loaded_file_system MKFS... : random changes of files, twice at one time, while limits change and

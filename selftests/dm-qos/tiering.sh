@@ -51,7 +51,7 @@ limits_of_the_slow_device_count_what_the_fast_one_has_not() {
 	check "none of them came to the slow device" [ "$(field slow read_ios)" = "$passed" ]
 	check "none has waited" field_is slow read_held_total -eq 0
 	# Nothing was there before.
-	io_in_background /tmp/results tiers at-once "read:8M:64K*8"
+	io_in_background /tmp/results tiers at-once "read:8M:64K*24"
 	check "what is cold waits" held slow read 4
 	check "hot data do not" takes_at_most "$PROMPT" io_is_well tiers "verify:$HOT_RANGE"
 	no_limits slow
