@@ -48,7 +48,7 @@ path_that_returns_errors_is_taken_out_of_service() {
 	start_verify
 	sleep 0.5
 	change_map "0 $SECTORS error" "$MAP-p0" || return
-	wait_for 10 status_has F || fail "the path is still in service" || return
+	wait_for 60 status_has F || fail "the path is still in service" || return
 	change_map "0 $SECTORS linear /dev/ram0 0" "$MAP-p0" || return
 	check "reinstate" message reinstate_path "${PATHS[0]}"
 	check "in service again" status_has_no F
@@ -90,7 +90,7 @@ all_paths_down_with_queueing() {
 	for i in 1 2 3; do
 		sleep 0.3
 		message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
-		sleep 0.2
+		check "what was under way is over" wait_for 60 nothing_is_in_flight
 		check "nothing goes down a failed path" no_io_for 0.5
 		verify_runs || fail "fio did not wait for a path"
 		message reinstate_path "${PATHS[i % 2]}" || return
@@ -98,6 +98,14 @@ all_paths_down_with_queueing() {
 		message reinstate_path "${PATHS[(i + 1) % 2]}" || return
 	done
 	check "data, and no error" finish_verify
+}
+
+nothing_is_in_flight() {
+	local path counts
+	for path in "${PATHS[@]}"; do
+		read -ra counts <"/sys/block/${NODE[$path]}/inflight" || return
+		[ "${counts[*]}" = "0 0" ] || return
+	done
 }
 
 no_io_for() {
@@ -156,7 +164,7 @@ scsi_path_goes_offline() {
 	for disk in "${disks[@]}"; do
 		sleep 0.5
 		echo offline >"/sys/block/$disk/device/state"
-		wait_for 10 status_has F || fail "$disk is still in service"
+		wait_for 60 status_has F || fail "$disk is still in service"
 		echo running >"/sys/block/$disk/device/state"
 		check "reinstate" message reinstate_path "/dev/$disk"
 		check "in service again" status_has_no F
