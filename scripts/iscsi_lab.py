@@ -74,18 +74,33 @@ done
 rmdir $target/core/*_[0-9]*
 """
 
-# A session is found to be broken soon: what is measured is not the patience of open-iscsi.
+# A session that is found to be broken is given up soon. See Patience for when it is.
 INITIATOR = """
 modprobe iscsi_tcp && start_tools || exit
 cat >>/etc/iscsi/iscsid.conf <<'END'
-node.conn[0].timeo.login_timeout = 3
-node.conn[0].timeo.logout_timeout = 3
-node.conn[0].timeo.noop_out_interval = 1
-node.conn[0].timeo.noop_out_timeout = 2
+node.conn[0].timeo.login_timeout = {login}
+node.conn[0].timeo.logout_timeout = {login}
+node.conn[0].timeo.noop_out_interval = {ping_interval}
+node.conn[0].timeo.noop_out_timeout = {ping_timeout}
 node.session.timeo.replacement_timeout = 2
 END
 iscsid && iscsiadm -m discovery -t sendtargets -p {portal} && iscsiadm -m node --login
 """
+
+
+@dataclasses.dataclass
+class Patience:
+    """How soon open-iscsi gives up, in seconds. A guest that stands still that long loses its
+    sessions.
+    """
+
+    login: int = 15
+    ping_interval: int = 2
+    ping_timeout: int = 8
+
+
+# For who measures how soon a link is missed, on a machine that does nothing else.
+IMPATIENT = Patience(login=3, ping_interval=1, ping_timeout=2)
 
 
 @dataclasses.dataclass
@@ -151,7 +166,14 @@ class Lab:
     `boot(what, options)` starts a guest, and ends it when the lab is no longer used.
     """
 
-    def __init__(self, boot: Callable[[str, vm.Options], vm.Guest], links: int, storage=None):
+    def __init__(
+        self,
+        boot: Callable[[str, vm.Options], vm.Guest],
+        links: int,
+        storage=None,
+        patience: Patience | None = None,
+    ):
+        self.patience = patience or Patience()
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-links-")
         directory = pathlib.Path(self._directory.name)
         self.links = [Link(number, directory / f"link{number}") for number in range(1, links + 1)]
@@ -192,8 +214,9 @@ class Lab:
 
     def login(self) -> None:
         """Log in through every portal."""
-        self.shell(INITIATOR.format(portal=self.links[0].ip(TARGET_END)))
-        self.wait(f"[ $(ls /sys/class/iscsi_session | wc -l) = {len(self.links)} ]", 30)
+        portal = self.links[0].ip(TARGET_END)
+        self.shell(INITIATOR.format(portal=portal, **vars(self.patience)))
+        self.wait(f"[ $(ls /sys/class/iscsi_session | wc -l) = {len(self.links)} ]", 120)
 
     def login_without_pings(self) -> None:
         """Anew, for links on which an answer may take longer than a session should be silent."""
@@ -202,7 +225,7 @@ class Lab:
             " -n node.conn[0].timeo.noop_out_interval -v 0"
             " -n node.conn[0].timeo.noop_out_timeout -v 0 && iscsiadm -m node --login"
         )
-        self.wait(f"[ $(ls /sys/class/iscsi_session | wc -l) = {len(self.links)} ]", 30)
+        self.wait(f"[ $(ls /sys/class/iscsi_session | wc -l) = {len(self.links)} ]", 120)
 
     def disks(self, lun: int = 0) -> list[str]:
         """The initiator's paths to a disk, such as sda, in the order of the links."""

@@ -43,7 +43,7 @@ def run(results: Results) -> None:
         def boot(what: str, options: vm.Options) -> vm.Guest:
             return stack.enter_context(results.guest(what, options))
 
-        lab = iscsi_lab.Lab(boot, LINKS, iscsi_lab.Ramdisk(64))
+        lab = iscsi_lab.Lab(boot, LINKS, iscsi_lab.Ramdisk(64), iscsi_lab.IMPATIENT)
         stack.callback(lab.close)
         lab.shell(
             "modprobe -a dm-multipath dm-round-robin dm-service-time &&"

@@ -15,6 +15,7 @@ VERIFY = """
 stat=/sys/block/$(basename $(readlink -f {path}))/stat
 echo $stat >/run/verify.stat
 awk '{{ print $3 }}' $stat >/run/verify.from
+awk '{{ print $7 }}' $stat >/run/verify.written
 fio --name=verify --filename={path} --rw=randwrite --bsrange=4k-64k --size=4m --direct=1 \
 	--ioengine=libaio --iodepth=8 --verify=crc32c --verify_fatal=1 --loops=1000000 \
 	--rate_iops=200 >/run/verify.log 2>&1 &
@@ -25,7 +26,7 @@ FINISH = """
 has_verified() {
 	[ $(($(awk '{ print $3 }' $(cat /run/verify.stat)) - $(cat /run/verify.from))) -ge 8192 ]
 }
-wait_for 60 has_verified || echo "fio has verified too little"
+wait_for 120 has_verified || echo "fio has verified too little"
 kill -INT $(cat /run/verify.pid)
 wait_for 30 eval '! kill -0 $(cat /run/verify.pid) 2>/dev/null'
 grep -q 'READ: ' /run/verify.log && grep -q 'err= *0' /run/verify.log &&
@@ -68,7 +69,13 @@ def path_fixture(lab, request):
 
 def verify(lab, path) -> None:
     """Begin verified I/O."""
-    lab.shell(VERIFY.format(path=path) + "sleep 1")
+    lab.shell(VERIFY.format(path=path))
+    lab.wait("[ $(awk '{ print $7 }' $(cat /run/verify.stat)) -gt $(cat /run/verify.written) ]", 60)
+
+
+def finish(lab) -> None:
+    """End it; it has to have seen no error."""
+    lab.shell(FINISH, 240)
 
 
 def ios(lab) -> list[int]:
@@ -80,7 +87,7 @@ def ios(lab) -> list[int]:
 
 def wait_for_state(lab, state: str, *disks: str) -> None:
     """Until the paths are in service (A), or out of it (F)."""
-    lab.wait(f"map_name && path_is {state} {' '.join(disks)}", 40)
+    lab.wait(f"map_name && path_is {state} {' '.join(disks)}", 180)
 
 
 def test_both_links_are_used_in_turn(lab, path):
@@ -88,6 +95,8 @@ def test_both_links_are_used_in_turn(lab, path):
     table = lab.shell(f"dmsetup table {path}")
     assert f" round-robin 0 {LINKS} 1 " in table
     assert "queue_if_no_path" in table
+    # What udev reads from a new device is not what is looked at.
+    lab.shell("udevadm settle")
     before = ios(lab)
     lab.shell(f"taskset -c 0 dd if={path} of=/dev/null bs=4k count=200 iflag=direct status=none")
     split = [after - begin for begin, after in zip(before, ios(lab), strict=True)]
@@ -107,7 +116,7 @@ def test_links_are_cut_and_restored(lab, path):
     wait_for_state(lab, "F", lab.disks()[1])
     lab.target.check(f"tc qdisc del {loss}")
     wait_for_state(lab, "A", lab.disks()[1])
-    lab.shell(FINISH)
+    finish(lab)
 
 
 def test_a_session_ends_and_begins(lab, path):
@@ -115,28 +124,31 @@ def test_a_session_ends_and_begins(lab, path):
     verify(lab, path)
     portal = lab.links[0].ip(iscsi_lab.TARGET_END)
     lab.shell(f"iscsiadm -m node -p {portal} --logout")
-    lab.wait(f"map_has {LINKS - 1}", 30)
+    lab.wait(f"map_has {LINKS - 1}", 120)
     time.sleep(1)
     lab.shell(f"iscsiadm -m node -p {portal} --login")
-    lab.wait(f"map_has {LINKS}", 30)
+    lab.wait(f"map_has {LINKS}", 120)
     wait_for_state(lab, "A", *lab.disks())
-    lab.shell(FINISH)
+    finish(lab)
 
 
-# It takes a few seconds until a session is there again.
-@pytest.mark.parametrize("path", [4], indirect=True)
+# It takes some seconds until a session is there again: no_path_retry is 50 s.
+@pytest.mark.parametrize("path", [10], indirect=True)
 def test_io_waits_while_all_links_are_cut(lab, path):
     """For less than no_path_retry."""
     verify(lab, path)
+    disks = lab.disks()
     for link in lab.links:
         lab.plug(link, False)
-    wait_for_state(lab, "F", *lab.disks())
+    wait_for_state(lab, "F", *disks)
     for link in lab.links:
         lab.plug(link, True)
-    wait_for_state(lab, "A", *lab.disks())
-    lab.shell(FINISH)
+    wait_for_state(lab, "A", *disks)
+    finish(lab)
 
 
+# We have 20 s to see that it waits.
+@pytest.mark.parametrize("path", [4], indirect=True)
 def test_io_fails_when_no_link_comes_back_in_time(lab, path):
     """For more than no_path_retry; then everything goes on."""
     lab.shell(PATTERN + f"dd if=/run/pattern of={path} {PLACE.format('seek')} oflag=direct")
@@ -145,15 +157,16 @@ def test_io_fails_when_no_link_comes_back_in_time(lab, path):
         f"while dd if={path} of=/dev/null bs=4k count=100 iflag=direct; do :; done"
         " >/run/reader.log 2>&1 &\necho $! >/run/reader.pid; sleep 1"
     )
+    disks = lab.disks()
     for link in lab.links:
         lab.plug(link, False)
-    wait_for_state(lab, "F", *lab.disks())
+    wait_for_state(lab, "F", *disks)
     lab.shell("kill -0 $(cat /run/reader.pid)")
-    lab.wait("! kill -0 $(cat /run/reader.pid) 2>/dev/null", 60)
+    lab.wait("! kill -0 $(cat /run/reader.pid) 2>/dev/null", 180)
     assert "Input/output error" in lab.shell("cat /run/reader.log")
     for link in lab.links:
         lab.plug(link, True)
-    wait_for_state(lab, "A", *lab.disks())
+    wait_for_state(lab, "A", *disks)
     lab.shell(f"dd if={path} {PLACE.format('skip')} iflag=direct | cmp - /run/pattern")
     verify(lab, path)
-    lab.shell(FINISH)
+    finish(lab)
