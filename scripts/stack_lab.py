@@ -22,7 +22,7 @@ import vm
 MIB = 1 << 20
 LINKS = 2
 # multipathd looks at its paths so often; no_path_retry is five times that.
-POLLING_SECONDS = 5
+POLLING_SECONDS = 10
 POOL_DISKS = 3
 DISK_MIB = 64
 # All of the pool is less than one of the LUNs, let alone both.
@@ -81,7 +81,7 @@ END_VERIFY = """
 has_verified() {
 	[ $(($(awk '{ print $3 }' $(cat /run/verify.stat)) - $(cat /run/verify.from))) -ge 8192 ]
 }
-wait_for 60 has_verified || too_little="fio has verified too little"
+wait_for 120 has_verified || too_little="fio has verified too little"
 kill -INT $(cat /run/verify.pid)
 wait_for 30 eval '! kill -0 $(cat /run/verify.pid) 2>/dev/null'
 [ -z "$too_little" ] && grep -q 'err= *0' /run/verify.log &&
@@ -226,7 +226,7 @@ class Stack:
         done = int(self.machine.check(ios))
         self.lab.wait(
             f"[ $(cat /run/ledger.acknowledged) -ge {before + 5} ] && [ $({ios}) -ge {done + 20} ]",
-            90,
+            180,
         )
         return self.acknowledged() - before
 
@@ -241,7 +241,7 @@ class Stack:
         return self.lab.wait(
             "[ $(dmsetup status --target multipath | grep -oE '[0-9]+:[0-9]+ "
             f"{state} ' | wc -l) = {number} ]",
-            60,
+            180,
         )
 
     def link(self, path: str) -> str:
@@ -250,11 +250,14 @@ class Stack:
             f"cat /sys/block/$(basename $(readlink -f {path}))/dm/name || echo none"
         ).strip()
 
-    def counted(self, name: str) -> tuple[int, float]:
-        """I/Os that a qos device let pass so far, and when that was."""
+    def counted(self, name: str) -> tuple[int, float, bool]:
+        """I/Os that a qos device let pass so far, when that was, and whether some waited then."""
         output = self.machine.check(f"dmsetup status qos-{name}; date +%s%N").split()
         fields = dict(word.split("=", 1) for word in output if "=" in word)
-        return int(fields["read_ios"]) + int(fields["write_ios"]), int(output[-1]) / 1e9
+        ios, held = (
+            int(fields[f"read_{what}"]) + int(fields[f"write_{what}"]) for what in ("ios", "held")
+        )
+        return ios, int(output[-1]) / 1e9, held > 0
 
     # Setting it up.
 
@@ -368,7 +371,7 @@ class Stack:
 
     def end_verify(self) -> None:
         """What it has read has been what it has written."""
-        status, output = self.machine.run(self.lab.script(END_VERIFY), 60)
+        status, output = self.machine.run(self.lab.script(END_VERIFY), 180)
         self.row("verified I/O to the LV", "no error", output or "no error", status == 0)
 
     # What happens then.
@@ -411,10 +414,15 @@ class Stack:
         for limit in TRIED_LIMITS:
             self.b(f"dmsetup message qos-volumes 0 set iops {limit}")
             time.sleep(0.5)
-            first, begin = self.counted("volumes")
-            time.sleep(5)
-            last, end = self.counted("volumes")
-            rate = (last - first) / (end - begin)
+            # A guest that is too slow for a moment to ask for that much gets another chance, and so
+            # does one that stood still. More than the limit is too much at once.
+            for _ in range(5):
+                first, begin, waited = self.counted("volumes")
+                time.sleep(5)
+                last, end, waits = self.counted("volumes")
+                rate = (last - first) / (end - begin)
+                if rate > limit * MOST or (waited and waits and end - begin < 8):
+                    break
             self.row(
                 f"iops {limit}, under the verified I/O",
                 f"{limit * LEAST:.0f} to {limit * MOST:.0f} IOPS",
