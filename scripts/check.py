@@ -20,8 +20,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree
+from collections.abc import Callable
 from typing import ClassVar
 
 import vm
@@ -36,12 +38,22 @@ ALLOCATED_AT = re.compile(r"jiffies (\d+)")
 KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 # What "# Runs:" calls the kernels.
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking"}
+# A test may run this much longer than it says, beside others.
+BUSY = 3
 # How many guests at once: more find no time for their timers.
 AT_ONCE = max(os.cpu_count() or 2, 2)
 # Host-driven tests that also run on the checking kernel.
 CHECKED = ("test_balloon_locks",)
 # Host-driven tests that begin first, so that none of them is left alone in the end.
-LONGEST = ("test_balloon_vhost", "test_stack", "test_balloon_kind", "test_iscsi")
+LONGEST = (
+    "test_stack",
+    "test_balloon_vhost",
+    "test_iscsi",
+    "test_balloonctl",
+    "test_balloon_kind",
+)
+# They have two guests each, which together have more CPUs than there are: one of them at a time.
+TWO_GUESTS = {"test_stack", "test_iscsi", "test_balloonctl"}
 
 
 def say(text: str) -> None:
@@ -235,11 +247,12 @@ def run_script(queue: Queue, guest: vm.Guest, script: Script, cases: list[str]) 
     report, name = queue.report, f"{queue.kernel}: {script.name}"
     say(name)
     started, cpu = time.monotonic(), guest.cpu_seconds()
+    timeout = script.timeout * max(BUSY, vm.SLOWNESS[queue.kernel])
     command = f"CASES={' '.join(cases)!r} bash {script.path}"
     lines: list[str] = []
     before = len(guest.check_log())
     try:
-        _, output = guest.run(command, script.timeout * vm.SLOWNESS[queue.kernel], lines.append)
+        _, output = guest.run(command, timeout, lines.append)
     except vm.GuestError as error:
         report.add(f"{name}/guest", "failed", "\n".join([*lines[-30:], str(error)]))
         raise
@@ -354,14 +367,62 @@ def build(kernel: str) -> pathlib.Path:
     return pathlib.Path(kdir)
 
 
-def run_at_once(jobs: list[tuple], at_once: int) -> None:
-    """Functions with their arguments, so many at once, in order."""
+@dataclasses.dataclass(eq=False)
+class Job:
+    """Something to run."""
+
+    function: Callable[..., None]
+    arguments: tuple
+    # Not beside another one of which this is true.
+    heavy: bool = False
+
+
+class Jobs:
+    """What is to be run, for workers that take what comes next and may run."""
+
+    def __init__(self, jobs: list[Job]):
+        self.left = list(jobs)
+        self.heavy_runs = False
+        self.changed = threading.Condition()
+
+    def _take(self) -> Job | None:
+        with self.changed:
+            while self.left:
+                for job in self.left:
+                    if not (job.heavy and self.heavy_runs):
+                        self.left.remove(job)
+                        self.heavy_runs |= job.heavy
+                        return job
+                self.changed.wait()
+            return None
+
+    def work(self) -> None:
+        """Until there is nothing left."""
+        while job := self._take():
+            try:
+                job.function(*job.arguments)
+            finally:
+                with self.changed:
+                    self.heavy_runs &= not job.heavy
+                    self.changed.notify_all()
+
+    def forget(self) -> None:
+        """What is left is not run."""
+        with self.changed:
+            self.left.clear()
+            self.changed.notify_all()
+
+
+def run_at_once(jobs: list[Job], at_once: int) -> None:
+    """So many at once, in order as far as they may."""
+    left = Jobs(jobs)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         try:
-            for job in [pool.submit(*job) for job in jobs]:
-                job.result()
+            workers = [pool.submit(left.work) for _ in range(at_once)]
+            for worker in concurrent.futures.as_completed(workers):
+                worker.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            left.forget()
             HostTests.end()
             for guest in list(vm.Guest.running):
                 guest.kill()
@@ -374,13 +435,12 @@ def run_release(report: Report, match: str) -> None:
     run_guest(release.take_alone())
     files = [path for area in ("host", "tools") for path in (SELFTESTS / area).glob("test_*.py")]
     # A further guest of a kernel shortens the end: it takes what scripts are left.
-    jobs = [(run_guest, release), (run_guest, uml)]
+    guests = [Job(run_guest, (queue,)) for queue in (release, uml)]
     first = {stem: number for number, stem in enumerate(LONGEST)}
     files.sort(key=lambda path: (first.get(path.stem, len(first)), path))
-    jobs += [(HostTests.run, report, path, match) for path in files]
-    jobs += [(run_unit, report, match, crate) for crate in ("unit", "vhost")]
-    jobs += [(run_guest, release), (run_guest, uml)]
-    run_at_once(jobs, AT_ONCE)
+    jobs = [Job(HostTests.run, (report, path, match), path.stem in TWO_GUESTS) for path in files]
+    jobs += [Job(run_unit, (report, match, crate)) for crate in ("unit", "vhost")]
+    run_at_once([*guests, *jobs, *guests], AT_ONCE)
     release.fail_what_is_left()
     uml.fail_what_is_left()
 
