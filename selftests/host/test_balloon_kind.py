@@ -6,6 +6,7 @@ import fcntl
 import os
 import pathlib
 import re
+import time
 
 import pytest
 from balloonguest import DEVICE, MEMORY, MIB, driven
@@ -148,6 +149,40 @@ def test_the_reserve_can_be_chosen(balloon, parameters):
     said = balloon.log().count("no memory to spare")
     balloon.sh("sleep 2")
     assert balloon.log().count("no memory to spare") == said
+
+
+def test_the_log_is_spared_while_the_guest_waits(balloon, parameters):
+    """Memory is used and freed, so it waits again and again; it says so once in 10 s at most."""
+    parameters("min_available_mb=200")
+    balloon.ask(1)
+    balloon.wait_for(lambda: debugfs(balloon, "state") == "waiting for memory", 60, "the reserve")
+    began = time.monotonic()
+    said = balloon.log().count("no memory to spare")
+    rounds = 0
+    while rounds < 4 or time.monotonic() - began < 12:
+        before = balloon.counters()
+        balloon.sh("head -c 100M /dev/zero >/run/used")
+        balloon.wait_for(
+            lambda seen=before: (
+                balloon.counters()["balloon_deflate"] > seen["balloon_deflate"] + 50 * 256
+            ),
+            60,
+            "memory of the balloon's",
+        )
+        before = balloon.counters()
+        balloon.sh("rm /run/used")
+        balloon.wait_for(
+            lambda seen=before: (
+                balloon.counters()["balloon_inflate"] > seen["balloon_inflate"] + 50 * 256
+                and debugfs(balloon, "state") == "waiting for memory"
+            ),
+            60,
+            "the reserve once more",
+        )
+        rounds += 1
+    new = balloon.log().count("no memory to spare") - said
+    took = time.monotonic() - began
+    assert new <= took / 10 + 1, f"{new} times in {took:.0f} s, {rounds} rounds"
 
 
 def test_a_chosen_reserve_is_kept_under_pressure(balloon, parameters):
