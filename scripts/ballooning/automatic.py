@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from . import policy
 from .sizes import show_size
-from .vms import Machine, Sources, State, VmError, VmGone
+from .vms import Machine, NoBalloon, Sources, State, VmError, VmGone
 
 # A guest is asked for statistics this many times an interval, so that each round has new ones.
 POLLS = 2
@@ -26,6 +26,8 @@ class Track:
     vm: Machine
     state: State
     target: int
+    # The state was not read: it may have all of its memory, so that is what counts.
+    assumed: bool = False
     need: int | None = None
     # Rounds since there were new statistics, or None before the first.
     age: int | None = None
@@ -59,6 +61,8 @@ class Controller:
         self.dry_run = dry_run
         self.tracks: dict[str, Track] = {}
         self.problems: dict[str, str] = {}
+        # VMs that never said how much memory they have.
+        self.unknown: set[str] = set()
         # For so many rounds the budget was not enough.
         self.missing = 0
         self.told = False
@@ -67,7 +71,7 @@ class Controller:
         """Look, decide, act; a report."""
         await self.look()
         vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
-        decision = policy.decide(self.budget, vms, self.rules)
+        decision = policy.decide(self.budget, vms, self.rules, give_out=not self.unknown)
         self.tell_missing(decision.missing)
         if not self.dry_run:
             await all_of(self.apply(name, size) for name, size in decision.targets.items())
@@ -81,6 +85,7 @@ class Controller:
         return {
             "budget": self.budget,
             "total": sum(vm.actual for vm in vms),
+            "unknown": len(self.unknown),
             "missing": decision.missing,
             "problems": self.problems,
             "vms": [
@@ -113,8 +118,8 @@ class Controller:
             found = {name: track.vm for name, track in self.tracks.items()}
         else:
             self.problem("", None)
-        for name in set(self.tracks) - set(found):
-            self.forget(name)
+            for name in (set(self.tracks) | self.unknown) - set(found):
+                self.forget(name)
         await all_of(self.look_at(name, vm) for name, vm in found.items())
 
     async def look_at(self, name: str, vm: Machine) -> None:
@@ -125,14 +130,12 @@ class Controller:
             self.forget(name)
             return
         except VmError as error:
-            # It may well run, and has what it had: of that nothing is taken.
-            self.problem(name, str(error))
-            if track := self.tracks.get(name):
-                track.age = None
+            self.cannot_read(name, vm, error)
             return
         self.problem(name, None)
+        self.unknown.discard(name)
         track = self.tracks.get(name)
-        if track is None:
+        if track is None or track.assumed:
             self.say(f"{name}: {show_size(state.actual)} of {show_size(state.maximum)}")
             track = Track(vm, state, state.actual)
             self.tracks[name] = track
@@ -142,6 +145,24 @@ class Controller:
         if state.target is not None:
             track.target = state.target
         await self.poll(track)
+
+    def cannot_read(self, name: str, vm: Machine, error: VmError) -> None:
+        """It may well run, so its memory is not for others."""
+        text, track = str(error), self.tracks.get(name)
+        if track is None and error.maximum is None:
+            self.unknown.add(name)
+            self.problem(name, f"{text}; its size is not known, so nothing is given to the others")
+            return
+        self.unknown.discard(name)
+        if track is None or isinstance(error, NoBalloon):
+            # Never seen, or its balloon was unplugged, and what was in it is the guest's again.
+            state = State(error.maximum, error.maximum)
+            track = self.tracks[name] = Track(vm, state, state.actual, assumed=True)
+        # Else it has what it had.
+        track.age = track.need = None
+        if track.assumed:
+            text += f"; it counts with all of its {show_size(track.state.maximum)}"
+        self.problem(name, text)
 
     def update(self, track: Track, state: State) -> None:
         """Take over what was read."""
@@ -209,11 +230,12 @@ class Controller:
         if self.tracks.pop(name, None):
             self.say(f"{name}: gone")
         self.problems.pop(name, None)
+        self.unknown.discard(name)
 
     async def end(self) -> None:
         """Leave the VMs with what they have: no request stays open, polling is as it was."""
         if not self.dry_run:
-            await all_of(self.release(track) for track in self.tracks.values())
+            await all_of(self.release(track) for track in self.tracks.values() if not track.assumed)
 
     async def release(self, track: Track) -> None:
         """Leave one VM; it may be gone."""

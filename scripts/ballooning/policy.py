@@ -108,8 +108,14 @@ def fair_shares(budget: int, vms: Sequence[Vm], least: dict[str, int]) -> dict[s
     return {name: base[name] + down(between[name] * spare // total) for name in base}
 
 
-def decide(budget: int, vms: Sequence[Vm], rules: Rules | None = None) -> Decision:
-    """The targets that are to change in this round."""
+def decide(
+    budget: int, vms: Sequence[Vm], rules: Rules | None = None, give_out: bool = True
+) -> Decision:
+    """The targets that are to change in this round.
+
+    Without `give_out` no guest gets any more: so much of the budget may be in use elsewhere. Memory
+    is then taken for the host only.
+    """
     rules = rules or Rules()
     least = {vm.name: least_of(vm, rules) for vm in vms}
     fair = fair_shares(budget, vms, least)
@@ -118,6 +124,9 @@ def decide(budget: int, vms: Sequence[Vm], rules: Rules | None = None) -> Decisi
     coming = sum(vm.hold - planned[vm.name] for vm in vms)
     urgent, wanted = {}, {}
     for vm in vms:
+        if not give_out:
+            urgent[vm.name] = wanted[vm.name] = 0
+            continue
         goal = urgent_goal(vm, rules, min(least[vm.name], fair[vm.name]))
         urgent[vm.name] = goal - vm.hold
         wanted[vm.name] = max(goal, distant_goal(vm, rules, fair[vm.name])) - vm.hold

@@ -39,9 +39,18 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL + 1)
 class VmError(Exception):
     """Why a VM cannot be read or changed, in one line without its name."""
 
+    def __init__(self, text: str, maximum: int | None = None):
+        super().__init__(text)
+        # All of its memory, where at least that could be read.
+        self.maximum = maximum
+
 
 class VmGone(VmError):
     """It does not run (any more)."""
+
+
+class NoBalloon(VmError):
+    """It has all of its memory, for there is nothing to take any with."""
 
 
 @dataclasses.dataclass
@@ -83,22 +92,24 @@ class QmpVm:
     async def _session(self) -> AsyncIterator["Session"]:
         """Connected, for a few commands."""
         client = QMPClient("balloonctl")
+        session = Session(client)
         async with self._lock:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.setblocking(False)
                 try:
                     async with asyncio.timeout(TIMEOUT):
                         await asyncio.get_running_loop().sock_connect(connection, str(self.path))
-                        pid = peer_of(connection)
+                        session.pid = peer_of(connection)
                         await client.connect(connection)
-                        yield Session(client, pid)
+                        yield session
                 except TimeoutError:
                     raise VmError(
                         f"no answer on {self.path} in {TIMEOUT} s (another client may have it:"
-                        " QEMU serves one at a time)"
+                        " QEMU serves one at a time)",
+                        session.maximum,
                     ) from None
                 except ExecuteError as error:
-                    raise VmError(f"QEMU: {error.error.desc}") from None
+                    raise VmError(f"QEMU: {error.error.desc}", session.maximum) from None
                 except ConnectError as error:
                     raise VmError(f"{self.path}: what is there does not speak QMP") from error
                 except OSError as error:
@@ -135,9 +146,11 @@ class QmpVm:
 class Session:
     """Commands to a QEMU that is connected."""
 
-    def __init__(self, client: QMPClient, pid: int):
+    def __init__(self, client: QMPClient):
         self.client = client
-        self.pid = pid
+        self.pid = 0
+        # All of the VM's memory, once it has been read.
+        self.maximum: int | None = None
         self._path: str | None = None
 
     async def balloon_path(self) -> str:
@@ -146,7 +159,7 @@ class Session:
             for child in await self.client.execute("qom-list", {"path": parent}):
                 if child["type"].startswith("child<virtio-balloon"):
                     return f"{parent}/{child['name']}"
-        raise VmError("it has no balloon device (-device virtio-balloon-pci)")
+        raise NoBalloon("it has no balloon device (-device virtio-balloon-pci)", self.maximum)
 
     async def property(self, name: str) -> dict:
         """The arguments for qom-get and qom-set."""
@@ -162,9 +175,9 @@ class Session:
         await self.client.execute("qom-set", {**await self.property(name), "value": value})
 
     async def read(self) -> State:
-        """All of it."""
+        """All of it. The memory first: that much is known if there is no balloon."""
         memory = await self.client.execute("query-memory-size-summary")
-        maximum = memory["base-memory"] + memory.get("plugged-memory", 0)
+        self.maximum = maximum = memory["base-memory"] + memory.get("plugged-memory", 0)
         answer = await self.get("guest-stats")
         actual = (await self.client.execute("query-balloon"))["actual"]
         stats = {k.removeprefix("stat-"): v for k, v in answer["stats"].items() if v != NOT_KNOWN}
@@ -258,7 +271,10 @@ class LibvirtVm:
             found = await domain_stats(self.uri, self.name)
             known = found.get(self.name, {})
         if "current" not in known or "maximum" not in known:
-            raise VmError("libvirt says nothing of a balloon (is it running? <memballoon>?)")
+            raise VmError(
+                "libvirt says nothing of a balloon (is it running? <memballoon>?)",
+                await self.memory(),
+            )
         stats = {ours: known[name] * KIB for name, ours in self.SIZES.items() if name in known}
         stats |= {ours: known[name] for name, ours in self.COUNTS.items() if name in known}
         return State(
@@ -268,6 +284,12 @@ class LibvirtVm:
             updated=known.get("last-update", 0),
             stats=stats,
         )
+
+    async def memory(self) -> int | None:
+        """All of it, as the domain is defined; libvirt always writes KiB."""
+        domain = ElementTree.fromstring(await virsh(self.uri, "dumpxml", self.name))
+        memory = domain.findtext("memory")
+        return int(memory) * KIB if memory else None
 
     async def set_target(self, size: int) -> None:
         """Ask for a size; libvirt takes KiB."""

@@ -8,7 +8,7 @@ import pytest
 from ballooning.automatic import REST, STUCK, Controller
 from ballooning.policy import MIB, Rules
 from ballooning.sizes import parse_size, show_size
-from ballooning.vms import State, VmError, VmGone
+from ballooning.vms import NoBalloon, State, VmError, VmGone
 
 GIB = 1 << 30
 
@@ -138,6 +138,69 @@ def test_what_cannot_be_read_keeps_what_it_has():
     assert next(vm["actual"] for vm in report["vms"] if vm["name"] == "b") == share
     assert host.said.count("b: no answer") == 1
     assert report["problems"] == {"b": "no answer"}
+
+
+@pytest.mark.parametrize("kind", [VmError, NoBalloon])
+def test_what_could_never_be_read_counts_with_all_of_its_memory(kind):
+    """It may have it; until it says otherwise."""
+    a, b = FakeVm("a"), FakeVm("b", GIB // 2)
+    b.problem = kind("hm", GIB // 2)
+    host = Host(GIB, a, b)
+    report = host.rounds(30)
+    assert (report["total"], report["unknown"]) == (a.state.actual + GIB // 2, 0)
+    assert GIB * 3 // 8 <= a.state.actual <= GIB // 2
+    assert host.said.count("b: hm; it counts with all of its 512M") == 1
+    assert not b.asked
+    b.problem, b.state.actual, b.state.target = None, GIB // 4, GIB // 4
+    report = host.rounds(1)
+    assert report["total"] == a.state.actual + GIB // 4
+    assert host.said.count("b: 256M of 512M") == 1
+    report = host.rounds(30)
+    assert report["vms"][1]["need"] == 200 * MIB
+    assert report["total"] <= GIB
+
+
+def test_nothing_is_given_out_while_a_size_is_not_known():
+    """The VM may have any part of the budget. What is beyond that is taken all the same."""
+    a, b, c = FakeVm("a"), FakeVm("b", uses=100 * MIB), FakeVm("c")
+    c.problem = VmError("no answer")
+    host = Host(GIB, a, b, c)
+    report = host.rounds(30)
+    assert report["total"] <= GIB
+    assert report["unknown"] == 1
+    has = a.state.actual
+    a.uses = has
+    b.asked.clear()
+    report = host.rounds(30)
+    assert a.state.actual == has
+    # Nor is anything taken that nobody would get.
+    assert not b.asked
+    assert [line for line in host.said if line.startswith("c: ")] == [
+        "c: no answer; its size is not known, so nothing is given to the others"
+    ]
+    del host.sources.vms["c"]
+    report = host.rounds(30)
+    assert report["unknown"] == 0
+    assert report["total"] <= GIB
+    assert a.state.actual > has
+
+
+def test_a_guest_whose_balloon_is_unplugged_has_all_of_its_memory():
+    """The others make up for it; and it is as before when it has one again."""
+    a, b = FakeVm("a"), FakeVm("b")
+    host = Host(GIB * 3 // 2, a, b)
+    host.rounds(30)
+    assert b.state.actual < GIB
+    b.problem = NoBalloon("no balloon", GIB)
+    report = host.rounds(1)
+    assert report["vms"][1]["actual"] == report["vms"][1]["target"] == GIB
+    report = host.rounds(30)
+    assert report["total"] == a.state.actual + GIB <= GIB * 3 // 2
+    b.problem, b.state.actual, b.state.target, b.period = None, GIB, GIB, 0
+    report = host.rounds(30)
+    assert b.period == 2
+    assert report["total"] == a.state.actual + b.state.actual <= GIB * 3 // 2
+    assert b.state.actual < GIB
 
 
 @pytest.mark.parametrize("when", ["from the start", "later"])

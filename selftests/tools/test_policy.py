@@ -62,6 +62,19 @@ def test_nothing_is_given_that_the_budget_has_not(host):
 
 
 @given(hosts())
+def test_while_nothing_is_given_out_only_the_host_gets_memory(host):
+    """What is taken is what the budget is exceeded by, and what stays away from all others."""
+    budget, vms = host
+    new = after(vms, decide(budget, vms, give_out=False))
+    taken = 0
+    for vm, then in zip(vms, new, strict=True):
+        assert then.hold <= vm.hold
+        taken += min(vm.target, vm.actual) - min(then.target, vm.actual)
+    step = max(vm.maximum for vm in vms) * RULES.step // PARTS
+    assert taken <= max(0, held(vms) - budget) + step
+
+
+@given(hosts())
 def test_what_a_guest_needs_is_not_taken(host):
     """No target is below need, margin and floor, as far as the guest had them."""
     budget, vms = host
