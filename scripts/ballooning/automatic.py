@@ -72,7 +72,7 @@ class Controller:
         await self.look()
         vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
         decision = policy.decide(self.budget, vms, self.rules, give_out=not self.unknown)
-        self.tell_missing(decision.missing)
+        self.tell_missing(decision.missing, [vm.name for vm in vms if vm.need is None])
         if not self.dry_run:
             await all_of(self.apply(name, size) for name, size in decision.targets.items())
         for vm in vms:
@@ -99,11 +99,14 @@ class Controller:
             ],
         }
 
-    def tell_missing(self, missing: int) -> None:
+    def tell_missing(self, missing: int, silent: list[str]) -> None:
         """Say when the budget is not enough; in the first rounds too little is known of the VMs."""
         self.missing = self.missing + 1 if missing else 0
         if self.missing == STALE:
-            self.say(f"the VMs need {show_size(missing)} more than the budget has")
+            text = f"the VMs need {show_size(missing)} more than the budget has"
+            if silent:
+                text += f"; no statistics, so no less than they have, of: {', '.join(silent)}"
+            self.say(text)
             self.told = True
         elif self.told and not missing:
             self.say("the budget is enough again")
@@ -188,12 +191,12 @@ class Controller:
             track.still, track.rests = 0, REST
 
     async def poll(self, track: Track) -> None:
-        """See to it that a guest is asked for statistics, if nobody has."""
+        """See to it that a guest is asked for statistics, if nobody has: in a dry run too."""
         if track.polling is not None and track.age is not None:
             return
         try:
             track.polling = await track.vm.polling()
-            if not track.polling and not self.dry_run:
+            if not track.polling:
                 track.polling = max(1, math.floor(self.interval / POLLS))
                 await track.vm.set_polling(track.polling)
                 track.polling_is_ours = True
@@ -234,16 +237,16 @@ class Controller:
 
     async def end(self) -> None:
         """Leave the VMs with what they have: no request stays open, polling is as it was."""
-        if not self.dry_run:
-            await all_of(self.release(track) for track in self.tracks.values() if not track.assumed)
+        await all_of(self.release(track) for track in self.tracks.values() if not track.assumed)
 
     async def release(self, track: Track) -> None:
         """Leave one VM; it may be gone."""
         try:
-            state = await track.vm.read()
-            target = track.target if state.target is None else state.target
-            if target < state.actual:
-                await track.vm.set_target(state.actual)
+            if not self.dry_run:
+                state = await track.vm.read()
+                target = track.target if state.target is None else state.target
+                if target < state.actual:
+                    await track.vm.set_target(state.actual)
             if track.polling_is_ours:
                 await track.vm.set_polling(0)
         except VmError as error:

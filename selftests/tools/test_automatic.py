@@ -99,15 +99,29 @@ def test_the_budget_is_kept():
 
 
 def test_a_dry_run_changes_nothing():
-    """It says what it would do."""
+    """It says what it would do. For that the guests have to be asked what they need."""
     vms = [FakeVm(name) for name in "ab"]
-    for vm in vms:
-        vm.period = 5
+    vms[1].period = 7
     host = Host(GIB, *vms, dry_run=True)
-    host.rounds(3)
+    host.rounds(6)
+    assert [vm.period for vm in vms] == [2, 7]
     host.end()
+    assert [vm.period for vm in vms] == [0, 7]
     assert not any(vm.asked for vm in vms)
-    assert any(line.startswith("a: 1024M -> ") for line in host.said)
+    for vm in vms:
+        assert any(line.startswith(f"{vm.name}: 1024M -> ") for line in host.said)
+    assert not any("more than the budget" in line for line in host.said)
+
+
+def test_it_is_said_who_has_to_keep_what_it_has():
+    """The budget is not enough for want of statistics."""
+    a, b, c = (FakeVm(name) for name in "abc")
+    b.talks = c.talks = False
+    host = Host(GIB * 3 // 2, a, b, c)
+    host.rounds(6)
+    lines = [line for line in host.said if "more than the budget" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith("has; no statistics, so no less than they have, of: b, c")
 
 
 def test_vms_come_and_go():
