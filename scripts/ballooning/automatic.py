@@ -14,7 +14,7 @@ from .vms import Machine, NoBalloon, Sources, State, VmError, VmGone
 POLLS = 2
 # Statistics count for so many of the times at which there should have been new ones.
 STALE = 3
-# A guest that has given nothing for so many rounds is stuck, and left alone for so many.
+# A guest that has given nothing for so many rounds is stuck, and not asked again for so many.
 STUCK, REST = 3, 12
 AT_ONCE = 64
 
@@ -206,10 +206,12 @@ class Controller:
     def as_seen(self, name: str, track: Track) -> policy.Vm:
         """A VM for the policy."""
         state = track.state
-        need = track.need if track.age is not None and not track.rests else None
+        need = track.need if track.age is not None else None
         floor = self.floors.get(name)
         floor = None if floor is None else min(floor, state.maximum)
-        return policy.Vm(name, state.maximum, state.actual, track.target, need, floor)
+        return policy.Vm(
+            name, state.maximum, state.actual, track.target, need, floor, may_take=not track.rests
+        )
 
     async def apply(self, name: str, size: int) -> None:
         """Ask a VM for a size."""

@@ -13,8 +13,9 @@ given in proportion to what they lack.
 Memory is only taken when somebody wants it: the host, while more than the budget is in use, or a
 guest that has less than its least, or far less than its fair share. It is taken from those furthest
 above their fair share; never below that, no more than a step in a round, and never from a guest of
-which nothing is known. It is given out of what the budget has left now, not of what has been asked
-back, so that the guests together never get beyond the budget.
+which nothing is known or that gives nothing: that keeps what it has. It is given out of what the
+budget has left now, not of what has been asked back, so that the guests together never get beyond
+the budget.
 """
 
 import dataclasses
@@ -58,6 +59,8 @@ class Vm:
     # What it cannot do without, of `actual`. None: it is not known, so nothing may be taken.
     need: int | None
     floor: int | None = None
+    # Whether there is any use in asking for memory back.
+    may_take: bool = True
 
     @property
     def hold(self) -> int:
@@ -87,17 +90,22 @@ def down(size: int) -> int:
 
 
 def least_of(vm: Vm, rules: Rules) -> int:
-    """What a guest is not to be without."""
+    """What a guest is not to be without, or keeps anyway."""
     if vm.need is None:
         return vm.hold
+    kept = 0 if vm.may_take else vm.hold
     margin = max(vm.need * rules.margin // PARTS, min(rules.margin_least, vm.maximum // 6))
     floor = vm.maximum * rules.floor // PARTS if vm.floor is None else vm.floor
-    return min(vm.maximum, up(max(vm.need + margin, floor)))
+    return max(kept, min(vm.maximum, up(max(vm.need + margin, floor))))
 
 
 def fair_shares(budget: int, vms: Sequence[Vm], least: dict[str, int]) -> dict[str, int]:
-    """What each would have if all was given out by the rules at once."""
-    base, bound = least, {vm.name: vm.maximum if vm.need is not None else vm.hold for vm in vms}
+    """What each would have if all was given out by the rules at once.
+
+    No more than its least for a guest that would not give it back.
+    """
+    base = least
+    bound = {vm.name: vm.maximum if vm.need is not None and vm.may_take else 0 for vm in vms}
     if sum(least.values()) > budget:
         base, bound = {vm.name: min(least[vm.name], vm.hold) for vm in vms}, least
     spare = max(0, budget - sum(base.values()))

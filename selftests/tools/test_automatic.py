@@ -251,6 +251,26 @@ def test_a_guest_that_gives_nothing_is_not_asked_again_and_again():
     assert a.state.actual < GIB * 3 // 4
 
 
+def test_a_guest_that_gives_nothing_gets_what_it_needs():
+    """Also while it is not asked: who does not give is likely to need."""
+    a, b = FakeVm("a"), FakeVm("b", uses=600 * MIB)
+    host = Host(GIB * 3 // 2, a, b)
+    host.rounds(60)
+    b.yields = False
+    a.uses = 650 * MIB
+    for _ in range(60):
+        report = host.rounds(1)
+        if not report["vms"][1]["may_take"]:
+            break
+    assert not report["vms"][1]["may_take"]
+    has = b.state.actual
+    b.uses, a.uses = has - MIB, 100 * MIB
+    report = host.rounds(REST // 2)
+    assert not report["vms"][1]["may_take"]
+    assert b.state.actual >= has + 70 * MIB
+    assert report["total"] <= GIB * 3 // 2
+
+
 def test_an_end_leaves_no_request_open():
     """A guest is asked for what it has."""
     a, b = FakeVm("a"), FakeVm("b")

@@ -30,6 +30,8 @@ class Guest:
     # Statistics do not come, and the balloon does not move, up to this minute.
     deaf: int = 0
     stuck: int = 0
+    # Minutes in which it had less than it uses, up to now.
+    starving: int = 0
     burst: int = 0
     burst_ends: int = 0
 
@@ -49,6 +51,9 @@ class Day:
     """What came of it."""
 
     starved: int = 0
+    # Of guests that did not give: how many grew in that time, and the longest that one starved.
+    grown: int = 0
+    longest: int = 0
     guest_minutes: int = 0
     changes: int = 0
     turns: int = 0
@@ -121,10 +126,18 @@ def live(guest: Guest, minute: int, rng: random.Random, day: Day) -> None:
         # The driver leaves it what it uses.
         actual = max(vm.target, actual - SLOWEST, min(actual, used))
     guest.deaf = minute + 15 if rng.random() < 1 / 5_000 else guest.deaf
-    guest.stuck = minute + 15 if rng.random() < 1 / 5_000 else guest.stuck
+    if rng.random() < 1 / 5_000:
+        guest.stuck = minute + 15
+        # One that does not give is one that is about to need more.
+        guest.burst, guest.burst_ends = vm.maximum // 8, minute + 30
+        day.grown += 1
     # A guest that has too little cannot say how much too little.
-    vm.need = min(used, actual) if minute >= max(guest.deaf, guest.stuck) else None
+    vm.need = min(used, actual) if minute >= guest.deaf else None
+    vm.may_take = minute >= guest.stuck
     vm.actual = actual
+    guest.starving = guest.starving + 1 if used > actual else 0
+    if minute < guest.stuck and minute >= guest.deaf:
+        day.longest = max(day.longest, guest.starving)
     day.starved += used > actual
     day.guest_minutes += 1
     day.used += used
@@ -134,11 +147,12 @@ def check(vm: Vm, target: int) -> None:
     """Of one decision on one guest."""
     if target < vm.target:
         assert vm.need is not None
+        assert vm.may_take
         assert vm.actual - target <= vm.maximum * RULES.step // PARTS
     if target < vm.actual and vm.need is not None:
         assert target >= vm.need + max(80 * MIB, vm.need // 10)
         assert target >= vm.maximum // 4
-    if vm.need is None:
+    if vm.need is None or not vm.may_take:
         assert target >= vm.actual
 
 
@@ -155,6 +169,15 @@ def test_guests_have_what_they_use(day):
     """Guests use more than they have, after a burst, in less than a thousandth of the time."""
     print(f"starved {day.starved} of {day.guest_minutes} guest minutes")
     assert day.starved < day.guest_minutes / 1000
+
+
+def test_a_guest_that_does_not_give_gets_what_it_needs(day):
+    """It grows by an eighth of its memory just then, and can but say that it uses all it has: it
+    gets a margin a minute.
+    """
+    print(f"{day.grown} grew while stuck, starved for {day.longest} minutes at most")
+    assert day.grown > 100
+    assert day.longest <= 5
 
 
 def test_balloons_move_seldom(day):
