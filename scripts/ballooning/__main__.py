@@ -19,7 +19,7 @@ from rich.table import Table
 
 from . import policy
 from .automatic import Controller, all_of
-from .sizes import PAGE, parse_size, show_size
+from .sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
 from .vms import Machine, Sources, State, VmError
 
 ERROR, STUCK = 1, 3
@@ -35,7 +35,8 @@ Where the VMs are (each may be repeated, and all may be used together):
   --sockets DIR      all of DIR/NAME.sock; without any of these, ${SOCKETS}
   --libvirt [URI]    all running domains of libvirt, by virsh
 
-A size is what is left to the guest: 512M, 1.5G, a number of bytes, or "max".
+A size is what is left to the guest: 512M, 1.5G, a number of bytes, or "max". Beware: 512 is 512
+bytes; so little is refused.
 
 Examples:
   balloonctl status --sockets /run/vms
@@ -45,10 +46,6 @@ Examples:
 Exit status: 0 done, 1 error, 2 usage, 3 stuck before the size was reached, 128 and the signal's
 number if interrupted ("auto" is done when interrupted).
 """
-
-
-class Interrupted(Exception):
-    """A signal told us to end."""
 
 
 def main() -> int:
@@ -103,6 +100,9 @@ def parse_arguments() -> argparse.Namespace:
         help="how long to go on without any progress (10)",
     )
     setting.add_argument("--no-wait", action="store_true", help="ask only")
+    setting.add_argument(
+        "--force", action="store_true", help="also for a size that hardly any guest can live with"
+    )
 
     command("status", show_status, "show what the VMs have and use")
 
@@ -167,9 +167,12 @@ def named_path(text: str) -> tuple[str, pathlib.Path]:
 def size(text: str) -> int:
     """SIZE"""
     try:
-        return parse_size(text)
+        number = parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if number < MIB:
+        raise argparse.ArgumentTypeError(f"{text!r} is {number} bytes: a unit is missing (M, G)")
+    return number
 
 
 def named_size(text: str) -> tuple[str, int]:
@@ -245,15 +248,7 @@ async def set_size(args: argparse.Namespace) -> int:
     vm = await find_vm(args, args.name)
     with named(args.name):
         state = await vm.read()
-        goal = state.maximum
-        if args.size != "max":
-            try:
-                goal = parse_size(args.size)
-            except ValueError as error:
-                raise VmError(f"{error}, or max") from None
-        if goal > state.maximum:
-            raise VmError(f"{args.size} is beyond its memory of {show_size(state.maximum)}")
-        goal = state.reachable(goal)
+        goal = goal_of(args.size, state, args.force)
         started = time.monotonic()
         async with polled(vm):
             await vm.set_target(goal)
@@ -287,6 +282,26 @@ async def set_size(args: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     return STUCK
+
+
+def goal_of(text: str, state: State, force: bool) -> int:
+    """What is asked for, if it makes sense for this VM."""
+    if text == "max":
+        return state.maximum
+    try:
+        goal = parse_size(text)
+    except ValueError as error:
+        raise VmError(f"{error}, or max") from None
+    if goal > state.maximum:
+        raise VmError(f"{text} is beyond its memory of {show_size(state.maximum)}")
+    least = sensible(state.maximum)
+    # Giving some back is always right.
+    if goal < min(least, state.actual) and not force:
+        raise VmError(
+            f"{text} means {in_words(goal)}: of {show_size(state.maximum)} hardly any guest can"
+            f" live with less than {show_size(least)} (--force if it is to be)"
+        )
+    return state.reachable(goal)
 
 
 async def wait_for(vm: Machine, state: State, goal: int, args: argparse.Namespace) -> State:

@@ -2,22 +2,35 @@
 """Sizes of memory as people write them."""
 
 import re
+import reprlib
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 PAGE = 4096
 UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
+# QEMU takes 63 bits.
+MOST = 1 << 63
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
     """Bytes: "512M", "1.5G", "536870912". Units are binary."""
     match = SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-    if not size:
-        raise ValueError(f"{text!r} is not a size: 512M, 1.5G or a number of bytes")
-    return size
+    size = float(match[1]) * UNITS[match[2].upper()] if match else 0
+    if not 1 <= size < MOST:
+        raise ValueError(f"{reprlib.repr(text)} is not a size: 512M, 1.5G or a number of bytes")
+    return int(size)
+
+
+def in_words(size: int) -> str:
+    """For who may have meant another unit."""
+    return f"{size} bytes" if size < MIB else show_size(size)
+
+
+def sensible(maximum: int) -> int:
+    """With less than this no guest of that memory is likely to work."""
+    return max(min(64 * MIB, maximum // 2), maximum // 16)
 
 
 def show_size(size: int | None) -> str:

@@ -119,7 +119,8 @@ def test_set_waits_for_the_size(one, directory):
 def test_set_shows_progress_on_a_terminal(one, directory):
     """A bar, and the size at the end."""
     master, slave = pty.openpty()
-    command = [TOOL, "set", "one", "1M", "--patience", "2", "--sockets", directory]
+    command = [TOOL, "set", "one", "1M", "--force", "--patience", "2"]
+    command += ["--sockets", directory]
     environment = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen(
         command, stdout=slave, stderr=slave, stdin=slave, env=environment
@@ -138,7 +139,7 @@ def test_set_shows_progress_on_a_terminal(one, directory):
 
 def test_set_says_where_it_is_stuck(one, directory):
     """The guest keeps a reserve. Statistics are as they were, not asked for."""
-    text, code = refusal("set", "one", "1M", "--patience", "3", "--sockets", directory)
+    text, code = refusal("set", "one", "1M", "--force", "--patience", "3", "--sockets", directory)
     assert code == 3
     found = re.match(
         r"error: one: stuck at ([\d.]+)M, asked for 1M: the guest has ([\d.]+)M available and", text
@@ -154,7 +155,8 @@ def test_set_says_where_it_is_stuck(one, directory):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_set_leaves_nothing_under_way(one, directory, number):
     """The guest is asked for what it has."""
-    with started("set", "one", "1M", "--patience", "60", "--sockets", directory) as process:
+    words = ("set", "one", "1M", "--force", "--patience", "60")
+    with started(*words, "--sockets", directory) as process:
         one.wait_for(lambda: one.actual() < (MEMORY - 100) * MIB, 60, "some memory")
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
@@ -177,6 +179,10 @@ def test_what_is_wrong_is_said_in_one_line(directory, guests):
             "'many' is not a size: 512M, 1.5G or a number of bytes, or",
         ),
         (("set", "one", "0", *here), "'0' is not a size"),
+        (
+            ("set", "one", "512", *here),
+            "one: 512 means 512 bytes: of 512M hardly any guest",
+        ),
         (("set", "one", "3G", *here), "one: 3G is beyond its memory of 512M"),
         (("set", "x", "3G", "--vm", "x=/nowhere"), "x: /nowhere: there is no such socket"),
         (("status", "--sockets", "/nowhere"), "/nowhere: No such file or directory"),

@@ -5,6 +5,7 @@ import asyncio
 import dataclasses
 
 import pytest
+from ballooning.__main__ import goal_of
 from ballooning.automatic import REST, STUCK, Controller
 from ballooning.policy import MIB, Rules
 from ballooning.sizes import parse_size, show_size
@@ -301,11 +302,34 @@ def test_sizes_are_read(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "M", "0", "-1G", "1,5G", "1e9", "nan", "5X", "0.1", "1G2M"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "M", "0", "-1G", "1,5G", "1e9", "nan", "5X", "0.1", "1G2M", "9" * 400, "9" * 9999]
+    + ["9" * 400 + "G", "8388608T"],
+)
 def test_what_is_no_size_is_refused(text):
     """With what would be one."""
     with pytest.raises(ValueError, match="is not a size: 512M, "):
         parse_size(text)
+
+
+def test_a_size_that_no_guest_can_live_with_is_refused():
+    """It is more likely that a unit was forgotten."""
+    state = State(4 * GIB, 4 * GIB)
+    with pytest.raises(VmError, match=r"^512 means 512 bytes: of 4096M hardly .* less than 256M"):
+        goal_of("512", state, False)
+    with pytest.raises(VmError, match="^255M means 255M: "):
+        goal_of("255M", state, False)
+    assert goal_of("256M", state, False) == 256 * MIB
+    assert goal_of("1M", state, True) == MIB
+    small, large = 32 * MIB, 512 * MIB
+    assert goal_of("64M", State(large, large), False) == 64 * MIB
+    assert goal_of("max", State(large, large), False) == large
+    assert goal_of("24M", State(small, small), False) == 24 * MIB
+    # Nor is it when the guest has less.
+    assert goal_of("60M", State(large, 50 * MIB), False) == 60 * MIB
+    with pytest.raises(VmError, match="^5G is beyond its memory of 4096M"):
+        goal_of("5G", state, True)
 
 
 def test_sizes_are_shown_as_they_are_read():
