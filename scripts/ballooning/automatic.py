@@ -34,9 +34,8 @@ class Track:
     # Rounds in which the guest gave nothing of what it was asked for.
     still: int = 0
     rests: int = 0
-    # How often the guest is asked for statistics, in seconds, and whether that was set here.
+    # How often the guest is asked for statistics, in seconds.
     polling: int | None = None
-    polling_is_ours: bool = False
 
 
 class Controller:
@@ -63,6 +62,10 @@ class Controller:
         self.problems: dict[str, str] = {}
         # VMs that never said how much memory they have.
         self.unknown: set[str] = set()
+        # Where polling was set here, and to what: also of VMs that are gone, which may come back.
+        self.ours: dict[str, int] = {}
+        # VMs with a floor that were never there.
+        self.awaited: set[str] | None = None
         # For so many rounds the budget was not enough.
         self.missing = 0
         self.told = False
@@ -123,7 +126,18 @@ class Controller:
             self.problem("", None)
             for name in (set(self.tracks) | self.unknown) - set(found):
                 self.forget(name)
+            self.await_those(set(self.floors) - set(found))
         await all_of(self.look_at(name, vm) for name, vm in found.items())
+
+    def await_those(self, absent: set[str]) -> None:
+        """A floor for a VM that is not there may be for one to come, or misspelt."""
+        if self.awaited is None:
+            self.awaited = absent
+            for name in sorted(absent):
+                self.say(f"there is no VM {name} (--min)")
+        for name in sorted(self.awaited - absent):
+            self.say(f"{name}: is there now (--min {show_size(self.floors[name])})")
+        self.awaited &= absent
 
     async def look_at(self, name: str, vm: Machine) -> None:
         """Read one VM."""
@@ -147,7 +161,7 @@ class Controller:
             self.update(track, state)
         if state.target is not None:
             track.target = state.target
-        await self.poll(track)
+        await self.poll(name, track)
 
     def cannot_read(self, name: str, vm: Machine, error: VmError) -> None:
         """It may well run, so its memory is not for others."""
@@ -190,7 +204,7 @@ class Controller:
         if track.still >= STUCK:
             track.still, track.rests = 0, REST
 
-    async def poll(self, track: Track) -> None:
+    async def poll(self, name: str, track: Track) -> None:
         """See to it that a guest is asked for statistics, if nobody has: in a dry run too."""
         if track.polling is not None and track.age is not None:
             return
@@ -198,10 +212,13 @@ class Controller:
             track.polling = await track.vm.polling()
             if not track.polling:
                 track.polling = max(1, math.floor(self.interval / POLLS))
+                self.ours[name] = track.polling
                 await track.vm.set_polling(track.polling)
-                track.polling_is_ours = True
+            elif track.polling != self.ours.get(name):
+                # Somebody else's.
+                self.ours.pop(name, None)
         except VmError as error:
-            self.problem(track.vm.name, str(error))
+            self.problem(name, str(error))
 
     def as_seen(self, name: str, track: Track) -> policy.Vm:
         """A VM for the policy."""
@@ -249,7 +266,7 @@ class Controller:
                 target = track.target if state.target is None else state.target
                 if target < state.actual:
                     await track.vm.set_target(state.actual)
-            if track.polling_is_ours:
+            if track.vm.name in self.ours:
                 await track.vm.set_polling(0)
         except VmError as error:
             self.problem(track.vm.name, str(error))

@@ -69,11 +69,11 @@ class FakeSources:
 class Host:
     """A controller with its VMs, and what it says."""
 
-    def __init__(self, budget, *vms, **options):
+    def __init__(self, budget, *vms, floors=(), **options):
         self.said = []
         self.sources = FakeSources(*vms)
         self.controller = Controller(
-            self.sources, budget, Rules(), {}, 5, self.said.append, **options
+            self.sources, budget, Rules(), dict(floors), 5, self.said.append, **options
         )
 
     def rounds(self, count):
@@ -138,6 +138,41 @@ def test_vms_come_and_go():
     assert host.rounds(30)["total"] <= GIB
     del host.sources.vms["c"]
     assert host.rounds(30)["total"] == GIB
+
+
+@pytest.mark.parametrize("period", [0, 7])
+def test_polling_is_put_back_where_a_vm_was_away(period):
+    """It may be the same QEMU, at whose socket nobody answered for a moment."""
+    a, b = FakeVm("a"), FakeVm("b")
+    b.period = period
+    host = Host(GIB, a, b)
+    host.rounds(3)
+    b.problem = VmGone("gone")
+    host.rounds(1)
+    b.problem = None
+    host.rounds(3)
+    assert b.period == (period or 2)
+    host.end()
+    assert (a.period, b.period) == (0, period)
+
+
+def test_a_floor_for_a_vm_that_is_not_there_is_said():
+    """Once, and when it comes."""
+    a, c = FakeVm("a"), FakeVm("c")
+    host = Host(GIB, a, floors={"a": 512 * MIB, "b": 512 * MIB, "c": GIB // 4 * 3})
+    host.rounds(3)
+    missing = ["there is no VM b (--min)", "there is no VM c (--min)"]
+    assert [line for line in host.said if "(--min)" in line] == missing
+    host.sources.vms["c"] = c
+    report = host.rounds(30)
+    come = "c: is there now (--min 768M)"
+    assert [line for line in host.said if "(--min" in line] == [*missing, come]
+    assert report["vms"][1]["actual"] >= GIB // 4 * 3
+    del host.sources.vms["c"]
+    host.rounds(1)
+    host.sources.vms["c"] = c
+    host.rounds(1)
+    assert host.said.count(come) == 1
 
 
 def test_what_cannot_be_read_keeps_what_it_has():
