@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -20,7 +21,7 @@ from rich.table import Table
 from . import policy
 from .automatic import Controller, all_of
 from .sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
-from .vms import Machine, Sources, State, VmError
+from .vms import Machine, Sources, State, VmError, to_the_end
 
 ERROR, STUCK = 1, 3
 SOCKETS = "BALLOONCTL_SOCKETS"
@@ -58,8 +59,22 @@ def main() -> int:
         return ERROR
     except BrokenPipeError:
         # Whoever read this has enough. Nothing is to be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         return ERROR
+
+
+def discard(file: TextIO) -> None:
+    """Nobody reads it any more: what is written from now on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def write(text: str, file: TextIO) -> None:
+    """A line, at once. It fails once only, so that all can be put right after that."""
+    try:
+        print(text, file=file, flush=True)
+    except BrokenPipeError:
+        discard(file)
+        raise
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -233,14 +248,14 @@ async def find_vm(args: argparse.Namespace, name: str) -> Machine:
 async def polled(vm: Machine):
     """While in here the guest is asked for its statistics. Yields whether it was before."""
     before = await vm.polling()
-    if not before:
-        await vm.set_polling(1)
     try:
+        if not before:
+            await vm.set_polling(1)
         yield bool(before)
     finally:
         if not before:
             with contextlib.suppress(VmError):
-                await vm.set_polling(0)
+                await to_the_end(vm.set_polling(0))
 
 
 async def set_size(args: argparse.Namespace) -> int:
@@ -251,13 +266,13 @@ async def set_size(args: argparse.Namespace) -> int:
         goal = goal_of(args.size, state, args.force)
         started = time.monotonic()
         async with polled(vm):
-            await vm.set_target(goal)
-            if not args.no_wait:
-                try:
+            try:
+                await vm.set_target(goal)
+                if not args.no_wait:
                     state = await wait_for(vm, state, goal, args)
-                except asyncio.CancelledError:
-                    await withdraw(vm, args.name)
-                    raise
+            except asyncio.CancelledError:
+                await to_the_end(withdraw(vm, args.name))
+                raise
     reached = state.actual == goal
     if args.json:
         outcome = {
@@ -449,9 +464,9 @@ async def run_auto(args: argparse.Namespace) -> int:
 
     def say(text):
         if args.json:
-            print(f"== {text}", file=sys.stderr, flush=True)
+            write(f"== {text}", sys.stderr)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+            write(f"{time.strftime('%H:%M:%S')} {text}", sys.stdout)
 
     controller = Controller(
         sources_of(args),
@@ -464,15 +479,17 @@ async def run_auto(args: argparse.Namespace) -> int:
     )
     # What cannot be looked for at the start is a mistake; later on it may come back.
     await controller.sources.find()
+    # Told to end, or nobody reads what it says.
     with contextlib.suppress(asyncio.CancelledError):
-        while True:
-            started = time.monotonic()
-            report = await controller.round()
-            if args.json:
-                print(json.dumps(report), flush=True)
-            await asyncio.sleep(max(0, args.interval - (time.monotonic() - started)))
-    # Told to end.
-    await controller.end()
+        try:
+            while True:
+                started = time.monotonic()
+                report = await controller.round()
+                if args.json:
+                    write(json.dumps(report), sys.stdout)
+                await asyncio.sleep(max(0, args.interval - (time.monotonic() - started)))
+        finally:
+            await to_the_end(controller.end())
     return 0
 
 

@@ -233,10 +233,12 @@ class Controller:
     async def apply(self, name: str, size: int) -> None:
         """Ask a VM for a size."""
         track = self.tracks[name]
+        # Interrupted it may be done all the same.
+        before, track.target = track.target, size
         try:
             await track.vm.set_target(size)
-            track.target = size
         except VmError as error:
+            track.target = before
             self.problem(name, str(error))
 
     def problem(self, name: str, text: str | None) -> None:
@@ -273,13 +275,16 @@ class Controller:
 
 
 async def all_of(coroutines) -> None:
-    """Many at once, but not all of a thousand."""
+    """Many at once, but not all of a thousand. What goes wrong first is what is raised."""
     limit = asyncio.Semaphore(AT_ONCE)
 
     async def limited(coroutine):
         async with limit:
             await coroutine
 
-    async with asyncio.TaskGroup() as tasks:
-        for coroutine in coroutines:
-            tasks.create_task(limited(coroutine))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for coroutine in coroutines:
+                tasks.create_task(limited(coroutine))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -11,7 +11,7 @@ import pathlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from xml.etree import ElementTree
 
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
@@ -51,6 +51,19 @@ class VmGone(VmError):
 
 class NoBalloon(VmError):
     """It has all of its memory, for there is nothing to take any with."""
+
+
+async def to_the_end(coroutine: Coroutine) -> None:
+    """Do what is not to be left half done. Who is interrupted meanwhile is so afterwards."""
+    task, interrupted = asyncio.ensure_future(coroutine), None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            interrupted = error
+    task.result()
+    if interrupted:
+        raise interrupted
 
 
 @dataclasses.dataclass
@@ -293,7 +306,9 @@ class LibvirtVm:
 
     async def set_target(self, size: int) -> None:
         """Ask for a size; libvirt takes KiB."""
-        await virsh(self.uri, "setmem", self.name, f"{-(-size // KIB)}KiB", "--live")
+        kib = f"{-(-size // KIB)}KiB"
+        # Else it might be done after what is asked for next.
+        await to_the_end(virsh(self.uri, "setmem", self.name, kib, "--live"))
 
     async def polling(self) -> int:
         """How often the guest is asked for its statistics, in seconds; 0: never."""
@@ -303,7 +318,8 @@ class LibvirtVm:
 
     async def set_polling(self, seconds: int) -> None:
         """Have the guest asked for its statistics so often."""
-        await virsh(self.uri, "dommemstat", self.name, "--period", str(seconds), "--live")
+        words = ("dommemstat", self.name, "--period", str(seconds), "--live")
+        await to_the_end(virsh(self.uri, *words))
 
 
 async def virsh(uri: str, *words: str) -> str:

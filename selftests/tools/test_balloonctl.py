@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0
+"""balloonctl's commands, interrupted or with nobody who reads what they say."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+from ballooning import __main__ as balloonctl
+from ballooning.vms import VmError, to_the_end
+from test_automatic import GIB, FakeSources, FakeVm
+
+SCRIPTS = pathlib.Path(balloonctl.__file__).parents[1]
+
+
+class SlowVm(FakeVm):
+    """Each command to it takes its time, and says that it is under way."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.reached = asyncio.Event()
+
+    async def set_target(self, size):
+        """As a real one."""
+        await super().set_target(size)
+        self.reached.set()
+        await asyncio.sleep(0.1)
+
+    async def set_polling(self, seconds):
+        """As a real one."""
+        await asyncio.sleep(0.1)
+        await super().set_polling(seconds)
+
+
+def arguments(monkeypatch, vms, *words):
+    """The command line, with these VMs."""
+    monkeypatch.setattr(sys, "argv", ["balloonctl", *words, "--sockets", "/nowhere"])
+    monkeypatch.setattr(balloonctl, "sources_of", lambda args: FakeSources(*vms))
+    return balloonctl.parse_arguments()
+
+
+@contextlib.contextmanager
+def nobody_reads(monkeypatch, name):
+    """A pipe that was closed at the other end."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as file:
+        monkeypatch.setattr(sys, name, file)
+        yield
+        monkeypatch.undo()
+
+
+def test_what_must_not_be_cut_short_is_not():
+    """However often one interrupts, who is told so in the end."""
+    done = []
+
+    async def work(fails=False):
+        await asyncio.sleep(0.2)
+        done.append(1)
+        if fails:
+            raise VmError("no")
+
+    async def interrupted(times, fails=False):
+        task = asyncio.ensure_future(to_the_end(work(fails)))
+        for _ in range(times):
+            await asyncio.sleep(0.01)
+            task.cancel()
+        await task
+
+    asyncio.run(interrupted(0))
+    for times in (1, 3):
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(interrupted(times))
+    with pytest.raises(VmError):
+        asyncio.run(interrupted(1, fails=True))
+    assert len(done) == 4
+
+
+@pytest.mark.parametrize("times", [1, 4])
+@pytest.mark.parametrize("option", [[], ["--no-wait"]])
+def test_a_set_that_is_interrupted_at_once_is_withdrawn(monkeypatch, capsys, times, option):
+    """The request has been made, but not answered. Interrupted again, it is withdrawn as well."""
+
+    async def main():
+        vm = SlowVm("a")
+        vm.yields = False
+        args = arguments(monkeypatch, [vm], "set", "a", "512M", *option)
+        task = asyncio.ensure_future(balloonctl.set_size(args))
+        await vm.reached.wait()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.04)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return vm
+
+    vm = asyncio.run(main())
+    assert (vm.asked, vm.period) == ([GIB // 2, GIB], 0)
+    assert capsys.readouterr().err.startswith("a: stopped at 1024M")
+
+
+def test_polling_is_put_back_when_interrupted_while_it_is_set(monkeypatch):
+    """It may have been set."""
+
+    async def main():
+        vm = SlowVm("a")
+        task = asyncio.ensure_future(
+            balloonctl.set_size(arguments(monkeypatch, [vm], "set", "a", "512M"))
+        )
+        await asyncio.sleep(0.05)
+        task.cancel()
+        vm.period = 1
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return vm
+
+    vm = asyncio.run(main())
+    assert (vm.asked, vm.period) == ([], 0)
+
+
+@pytest.mark.parametrize("times", [1, 4])
+def test_auto_ends_properly_however_often_it_is_interrupted(monkeypatch, times):
+    """No request stays open, and polling is as it was."""
+
+    async def main():
+        vms = [SlowVm(name) for name in "ab"]
+        for vm in vms:
+            vm.yields = False
+        words = ["auto", "--budget", "1G", "--interval", "0.1"]
+        args = arguments(monkeypatch, vms, *words)
+        task = asyncio.ensure_future(balloonctl.run_auto(args))
+        # Amid asking for less.
+        await asyncio.gather(*(vm.reached.wait() for vm in vms))
+        assert all(vm.period for vm in vms)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.04)
+        assert await task == 0
+        return vms
+
+    for vm in asyncio.run(main()):
+        assert vm.asked[0] < GIB
+        assert (vm.state.target, vm.period) == (GIB, 0)
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_auto_ends_properly_when_nobody_reads_it(monkeypatch, option):
+    """Also if there is more to say in the end: of a VM that cannot be reached any more."""
+
+    class Closing(FakeVm):
+        """One after whose first request nobody reads any more."""
+
+        async def set_target(self, size):
+            await super().set_target(size)
+            if not closing:
+                closing.append(stack.enter_context(nobody_reads(monkeypatch, "stdout")))
+                self.problem = VmError("no answer")
+
+    closing = []
+    vms = [Closing("a"), FakeVm("b"), FakeVm("c")]
+    for vm in vms:
+        vm.yields = False
+    words = ["auto", "--budget", "2G", "--interval", "0.1", *option]
+    args = arguments(monkeypatch, vms, *words)
+    with contextlib.ExitStack() as stack, pytest.raises(BrokenPipeError):
+        asyncio.run(balloonctl.run_auto(args))
+    for vm in vms[1:]:
+        assert vm.asked[0] < GIB
+        assert (vm.state.target, vm.period) == (GIB, 0)
+
+
+def test_nobody_who_reads_is_no_traceback(tmp_path):
+    """Such as with `| head`; the first line comes from one of many tasks."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "other.sock"))
+        listener.listen()
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, "-m", "ballooning", "auto", "--budget", "1G"]
+        with subprocess.Popen(
+            [*command, "--sockets", tmp_path],
+            env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        ) as process:
+            os.close(writer)
+            with listener.accept()[0] as connection:
+                connection.sendall(b"hello\n")
+            assert process.communicate(timeout=60)[1] == b""
+    assert process.returncode == 1
