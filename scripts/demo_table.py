@@ -3,6 +3,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 class DemoTable:
@@ -18,12 +19,14 @@ class DemoTable:
     def row(self, part: str, what: str, expected: str, measured: str, good: bool) -> None:
         """One line of the table."""
         self.failed += not good
-        self.table.add_row(part, what, expected, measured, "ok" if good else "NOT MET")
+        # Such as a line of a kernel's log, where [ ] are no markup.
+        cells = (part, what, expected, measured, "ok" if good else "NOT MET")
+        self.table.add_row(*map(Text, cells))
         self.console.print(f"   {what}: expected {expected}, measured {measured}", markup=False)
 
     def step(self, text: str) -> None:
         """Say what comes."""
-        self.console.print(f"== {text}", style="bold")
+        self.console.print(f"== {text}", style="bold", markup=False)
 
     def say(self, text: str) -> None:
         """What happens that is no command."""

@@ -15,8 +15,10 @@ import time
 from typing import TextIO
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from . import policy
 from .automatic import Controller, all_of
@@ -28,6 +30,11 @@ SOCKETS = "BALLOONCTL_SOCKETS"
 # While a size is waited for, how often to look; and how often a guest that has no statistics for us
 # is asked for some.
 LOOK_SECONDS, ANSWER_SECONDS = 0.2, 2.5
+# Of the table of "status". Where there is no room for all, these go first, in this order.
+HEADINGS = ("memory", "target", "actual", "available", "swap in", "swap out", "major faults")
+HEADINGS += ("host resident", "statistics")
+LEAST_IMPORTANT = ("major faults", "swap out", "swap in", "host resident", "statistics", "target")
+WIDE = 10_000
 
 EPILOG = f"""\
 Where the VMs are (each may be repeated, and all may be used together):
@@ -323,7 +330,8 @@ async def wait_for(vm: Machine, state: State, goal: int, args: argparse.Namespac
     """Show the way to a size. Ends there, or when the guest gets no further."""
     console = Console(stderr=True)
     shown = console.is_terminal and not args.json
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[has]}")]
+    name = TextColumn("{task.description}", markup=False)
+    columns = [name, BarColumn(), TextColumn("{task.fields[has]}")]
     with Progress(*columns, console=console, disable=not shown, transient=True) as progress:
         first, updated = state.actual, state.updated
         task = progress.add_task(
@@ -391,7 +399,7 @@ async def show_status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(ordered, indent=2))
     else:
-        show_table(ordered)
+        show_table(ordered, Console())
     for row in ordered:
         if "error" in row and not args.json:
             print(f"error: {row['vm']}: {row['error']}", file=sys.stderr)
@@ -427,31 +435,52 @@ def row_of(name: str, state: State) -> dict:
     }
 
 
-def show_table(rows: list[dict]) -> None:
-    """For people."""
+def cells_of(row: dict) -> list[str]:
+    """What stands below HEADINGS."""
+    if "error" in row:
+        return ["-"] * len(HEADINGS)
+    stats = row["statistics"]
+    sizes = [row["maximum"], row["target"], row["actual"], stats.get("available-memory")]
+    sizes += [stats.get("swap-in"), stats.get("swap-out")]
+    faults, age = stats.get("major-faults"), stats["age"]
+    return [
+        *map(show_size, sizes),
+        "-" if faults is None else str(faults),
+        show_size(row["resident"]),
+        "none" if age is None else f"{age:.0f} s old",
+    ]
+
+
+def table_of(rows: list[dict], headings: list[str]) -> Table:
+    """With these columns. A name is a name, whatever it looks like."""
     table = Table(box=None, pad_edge=False)
-    headings = ("memory", "target", "actual", "available", "swap in", "swap out", "major faults")
     table.add_column("VM")
-    for heading in (*headings, "host resident", "statistics"):
+    for heading in headings:
         table.add_column(heading, justify="right")
     for row in rows:
-        if "error" in row:
-            table.add_row(row["vm"], *["-"] * 9)
-            continue
-        stats = row["statistics"]
-        sizes = [row["maximum"], row["target"], row["actual"], stats.get("available-memory")]
-        sizes += [stats.get("swap-in"), stats.get("swap-out")]
-        faults, age = stats.get("major-faults"), stats["age"]
-        table.add_row(
-            row["vm"],
-            *map(show_size, sizes),
-            "-" if faults is None else str(faults),
-            show_size(row["resident"]),
-            "none" if age is None else f"{age:.0f} s old",
-        )
-    # A table in a file is as wide as it has to be.
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
+        cells = dict(zip(HEADINGS, cells_of(row), strict=True))
+        table.add_row(Text(row["vm"]), *(cells[heading] for heading in headings))
+    return table
+
+
+def show_table(rows: list[dict], console: Console) -> None:
+    """For people. In a file it is as wide as it has to be; on a terminal nothing is cut either."""
+    room, headings, missing = console.width, list(HEADINGS), []
+
+    def width():
+        wide = console.options.update(width=WIDE)
+        return Measurement.get(console, wide, table_of(rows, headings)).maximum
+
+    for heading in LEAST_IMPORTANT if console.is_terminal else ():
+        if width() <= room:
+            break
+        headings.remove(heading)
+        missing.append(heading)
+    console.width = max(room, width())
+    console.print(table_of(rows, headings))
+    console.width = room
+    if missing:
+        console.print(f"For want of room not shown: {', '.join(missing)}.", style="dim")
 
 
 async def run_auto(args: argparse.Namespace) -> int:

@@ -3,8 +3,10 @@
 
 import asyncio
 import contextlib
+import io
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import sys
 import pytest
 from ballooning import __main__ as balloonctl
 from ballooning.vms import VmError, to_the_end
-from test_automatic import GIB, FakeSources, FakeVm
+from rich.console import Console
+from test_automatic import GIB, MIB, FakeSources, FakeVm
 
 SCRIPTS = pathlib.Path(balloonctl.__file__).parents[1]
 
@@ -41,6 +44,57 @@ def arguments(monkeypatch, vms, *words):
     monkeypatch.setattr(sys, "argv", ["balloonctl", *words, "--sockets", "/nowhere"])
     monkeypatch.setattr(balloonctl, "sources_of", lambda args: FakeSources(*vms))
     return balloonctl.parse_arguments()
+
+
+def shown(names, width, terminal=True):
+    """The table of "status" for VMs of these names, in lines."""
+    sizes = {"maximum": 16 * GIB, "target": GIB, "actual": GIB, "resident": 123_456_789}
+    statistics = {"age": 1.0, "available-memory": 300 * MIB, "swap-in": 0, "swap-out": 0}
+    rows = [{"vm": name, **sizes, "statistics": statistics} for name in names]
+    rows.append({"vm": "broken", "error": "no answer"})
+    file = io.StringIO()
+    balloonctl.show_table(
+        rows, Console(file=file, width=width, force_terminal=terminal, no_color=True)
+    )
+    return re.sub(r"\x1b\[[\d;]*m", "", file.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("width", [150, 80, 60, 20])
+def test_nothing_is_cut_in_the_table(width):
+    """Names and headings are whole, however long. What there is no room for is named."""
+    names = ["webserver-production-1", "webserver-production-2", "[/web]", "[red]db", ":smile:"]
+    heading, *lines = shown(names, width)
+    assert [line.split()[0] for line in lines[:6]] == [*names, "broken"]
+    columns = re.split("  +", heading.strip())
+    assert columns[0] == "VM"
+    assert {"memory", "actual", "available"} <= set(columns) <= {"VM", *balloonctl.HEADINGS}
+    said = " ".join(line.strip() for line in lines[6:])
+    missing = [heading for heading in balloonctl.LEAST_IMPORTANT if heading not in columns]
+    assert said == (f"For want of room not shown: {', '.join(missing)}." if missing else "")
+    assert (len(missing) > 0) == (width < 120)
+    if width >= 60:
+        assert all(len(line.rstrip()) <= width for line in [heading, *lines])
+
+
+def test_a_table_in_a_file_is_whole():
+    """Whoever reads it finds the same columns at any width."""
+    name = "a" * 300
+    heading, line, _ = shown([name], 80, terminal=False)
+    assert re.split("  +", heading.strip()) == ["VM", *balloonctl.HEADINGS]
+    assert line.startswith(name + " ")
+    assert line.rstrip().endswith("1 s old")
+
+
+def test_a_name_is_no_markup_for_the_progress_bar(monkeypatch):
+    """Which only a terminal has."""
+    file = io.StringIO()
+    monkeypatch.setattr(
+        balloonctl, "Console", lambda stderr: Console(file=file, width=100, force_terminal=True)
+    )
+    vm = FakeVm("[/web]")
+    args = arguments(monkeypatch, [vm], "set", "[/web]", "512M")
+    assert asyncio.run(balloonctl.set_size(args)) == 0
+    assert "[/web] to 512M" in file.getvalue()
 
 
 @contextlib.contextmanager
