@@ -19,6 +19,8 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from .sizes import KIB, PAGE
 
 TIMEOUT = 5
+# How often to try a socket at which others wait as well.
+RETRY_SECONDS = 0.05
 NOT_KNOWN = 2**64 - 1
 POLLING = "guest-stats-polling-interval"
 # PCI IDs of a balloon, transitional and modern.
@@ -111,7 +113,7 @@ class QmpVm:
                 connection.setblocking(False)
                 try:
                     async with asyncio.timeout(TIMEOUT):
-                        await asyncio.get_running_loop().sock_connect(connection, str(self.path))
+                        await connect(connection, str(self.path))
                         session.pid = peer_of(connection)
                         await client.connect(connection)
                         yield session
@@ -238,6 +240,24 @@ def all_devices(buses: list[dict]) -> Iterator[dict]:
         for device in bus["devices"]:
             yield device
             yield from all_devices([{"devices": device.get("pci_bridge", {}).get("devices", [])}])
+
+
+async def connect(connection: socket.socket, path: str) -> None:
+    """Connect, however many wait for the same.
+
+    For a UNIX socket whose queue is full the answer is EAGAIN. asyncio takes that for a connection
+    that is on its way, and the socket, which may be written to, for one that is connected.
+    """
+    while True:
+        await asyncio.get_running_loop().sock_connect(connection, path)
+        try:
+            connection.getpeername()
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:
+                raise
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            return
 
 
 def peer_of(connection: socket.socket) -> int:

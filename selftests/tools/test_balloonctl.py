@@ -13,6 +13,7 @@ import sys
 
 import pytest
 from ballooning import __main__ as balloonctl
+from ballooning import vms
 from ballooning.vms import VmError, to_the_end
 from rich.console import Console
 from test_automatic import GIB, MIB, FakeSources, FakeVm
@@ -95,6 +96,44 @@ def test_a_name_is_no_markup_for_the_progress_bar(monkeypatch):
     args = arguments(monkeypatch, [vm], "set", "[/web]", "512M")
     assert asyncio.run(balloonctl.set_size(args)) == 0
     assert "[/web] to 512M" in file.getvalue()
+
+
+@pytest.mark.parametrize("queue", [0, 1, 5])
+def test_a_socket_at_which_others_wait(monkeypatch, tmp_path, queue):
+    """Until there is room in its queue; and if there never is, that is what is said."""
+    monkeypatch.setattr(vms, "TIMEOUT", 0.5)
+    path = tmp_path / "a.sock"
+
+    async def main(leave):
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(path))
+            listener.listen(queue)
+            listener.setblocking(False)
+            for _ in range(queue + 1):
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(str(path))
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                client.connect(str(path))
+            task = asyncio.ensure_future(vms.QmpVm("a", path).read())
+            await asyncio.sleep(0.2)
+            if leave:
+                for _ in range(queue + 1):
+                    listener.accept()[0].close()
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                with connection:
+                    connection.sendall(b"this is another\n")
+                    await task
+            await task
+
+    with pytest.raises(VmError, match=r"no answer on .* \(another client may have it"):
+        asyncio.run(main(leave=False))
+    path.unlink()
+    with pytest.raises(VmError, match="what is there does not speak QMP"):
+        asyncio.run(main(leave=True))
 
 
 @contextlib.contextmanager
