@@ -41,7 +41,7 @@ Where the VMs are (each may be repeated, and all may be used together):
   --vm NAME=SOCKET   a VM whose QEMU serves QMP at a UNIX socket: qemu-system-x86_64 ...
                      -device virtio-balloon-pci -qmp unix:SOCKET,server=on,wait=off
   --sockets DIR      all of DIR/NAME.sock; without any of these, ${SOCKETS}
-  --libvirt [URI]    all running domains of libvirt, by virsh
+  --libvirt [URI]    all active domains of libvirt (running or paused), by virsh
 
 A size is what is left to the guest: 512M, 1.5G, a number of bytes, or "max". Beware: 512 is 512
 bytes; so little is refused.

@@ -372,8 +372,8 @@ async def virsh(uri: str, *words: str) -> str:
 
 
 async def domain_stats(uri: str, *names: str) -> dict[str, dict[str, int]]:
-    """Balloon statistics of these running domains, or of all."""
-    words = ["--balloon", *names] if names else ["--balloon", "--list-running"]
+    """Balloon statistics of these domains, or of all that have memory: paused ones too."""
+    words = ["--balloon", *names] if names else ["--balloon", "--list-active"]
     found: dict[str, dict[str, int]] = {}
     domain = None
     for line in (await virsh(uri, "domstats", *words)).splitlines():

@@ -178,6 +178,10 @@ def test_set_and_status(libvirt, way):
     assert 50 * MIB < row["statistics"]["available-memory"] < 200 * MIB
     assert row["statistics"]["age"] < 10
     assert row["resident"] > 50 * MIB
+    # It keeps its memory while it is paused.
+    libvirt.virsh("suspend", "guest")
+    assert libvirt.result("status", *where)[0]["actual"] == 200.5 * MIB
+    libvirt.virsh("resume", "guest")
     assert "period" not in libvirt.virsh("dumpxml", "guest")
 
 
