@@ -149,7 +149,6 @@ class Controller:
         except VmError as error:
             self.cannot_read(name, vm, error)
             return
-        self.problem(name, None)
         self.unknown.discard(name)
         track = self.tracks.get(name)
         if track is None or track.assumed:
@@ -161,7 +160,7 @@ class Controller:
             self.update(track, state)
         if state.target is not None:
             track.target = state.target
-        await self.poll(name, track)
+        self.problem(name, await self.poll(name, track))
 
     def cannot_read(self, name: str, vm: Machine, error: VmError) -> None:
         """It may well run, so its memory is not for others."""
@@ -204,10 +203,12 @@ class Controller:
         if track.still >= STUCK:
             track.still, track.rests = 0, REST
 
-    async def poll(self, name: str, track: Track) -> None:
-        """See to it that a guest is asked for statistics, if nobody has: in a dry run too."""
+    async def poll(self, name: str, track: Track) -> str | None:
+        """See to it that a guest is asked for statistics, if nobody has: in a dry run too. Returns
+        what is wrong.
+        """
         if track.polling is not None and track.age is not None:
-            return
+            return None
         try:
             track.polling = await track.vm.polling()
             if not track.polling:
@@ -218,7 +219,8 @@ class Controller:
                 # Somebody else's.
                 self.ours.pop(name, None)
         except VmError as error:
-            self.problem(name, str(error))
+            return str(error)
+        return None
 
     def as_seen(self, name: str, track: Track) -> policy.Vm:
         """A VM for the policy."""

@@ -156,6 +156,20 @@ def test_polling_is_put_back_where_a_vm_was_away(period):
     assert (a.period, b.period) == (0, period)
 
 
+def test_that_polling_cannot_be_set_is_said_once():
+    """Such as of a domain of libvirt that has no balloon."""
+
+    class Refusing(FakeVm):
+        """A VM that can be read."""
+
+        async def set_polling(self, seconds):
+            raise VmError("no balloon")
+
+    host = Host(GIB, Refusing("a"))
+    assert host.rounds(5)["problems"] == {"a": "no balloon"}
+    assert host.said.count("a: no balloon") == 1
+
+
 def test_a_floor_for_a_vm_that_is_not_there_is_said():
     """Once, and when it comes."""
     a, c = FakeVm("a"), FakeVm("c")
