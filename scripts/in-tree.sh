@@ -24,11 +24,18 @@ there=$tree/drivers/ferrule
 staged=$there.new
 
 check_tree() {
-	local version file
-	for file in Makefile Kconfig drivers/Kconfig drivers/Makefile rust/kernel/lib.rs; do
-		[ -e "$tree/$file" ] ||
-			die "$tree is no kernel source tree with Rust: it has no $file"
+	local file
+	for file in Makefile Kconfig drivers/Kconfig drivers/Makefile; do
+		[ -e "$tree/$file" ] || die "$tree is no kernel source tree: it has no $file"
 	done
+	[ -w "$tree/drivers" ] || die "$tree/drivers cannot be written to"
+}
+
+# What has to be there for Ferrule to work there. Not to take it away: the tree may have moved on.
+check_suitable() {
+	local version
+	[ -e "$tree/rust/kernel/lib.rs" ] ||
+		die "$tree is no kernel source tree with Rust: it has no rust/kernel/lib.rs"
 	version=$(source_version "$tree")
 	case $version in
 	"$KERNEL_VERSION" | "$KERNEL_VERSION"[!0-9]*) ;;
@@ -41,7 +48,6 @@ check_tree() {
 	esac
 	[ "$(grep -v '^$' "$tree/drivers/Kconfig" | tail -n 1)" = endmenu ] ||
 		die "$tree/drivers/Kconfig does not end in endmenu: where to add Ferrule?"
-	[ -w "$tree/drivers" ] || die "$tree/drivers cannot be written to"
 }
 
 # What belongs to a kernel tree, by its name from the root of ours.
@@ -53,12 +59,16 @@ our_files() {
 			-o -name .kunitconfig \))
 }
 
-# files_there: all that is there but the list and what a build leaves.
+# files_there: all that is there but the list and what a build leaves, which is what the kernel's
+# "make clean" takes for that.
 files_there() {
 	(cd "$there" &&
-		find . -type f ! -name SHA256SUMS ! -name bindings_generated.rs ! -name '*.[oad]' \
-			! -name '*.o.*' ! -name '.*.cmd' ! -name '*.rmeta' ! -name '*.bc' \
-			! -name '*.ko' ! -name '*.mod' ! -name '*.mod.c' ! -name modules.order |
+		find . -type f ! -name SHA256SUMS ! -name bindings_generated.rs \
+			! -name '*.[adios]' ! -name '*.o.*' ! -name '.*.cmd' ! -name '*.rmeta' \
+			! -name '*.rsi' ! -name '*.bc' ! -name '*.ll' ! -name '*.dwo' \
+			! -name '*.su' ! -name '*.gcno' ! -name '*.symtypes' ! -name '*.ko' \
+			! -name '*.mod' ! -name '*.mod.c' ! -name modules.order \
+			! -name modules.builtin |
 		sed 's|^\./||')
 }
 
@@ -135,6 +145,7 @@ check_tree
 check_there
 case $action in
 add)
+	check_suitable
 	stage
 	rm -rf "$there"
 	mv "$staged" "$there"

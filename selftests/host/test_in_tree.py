@@ -97,6 +97,9 @@ def test_what_a_build_leaves_goes_and_what_was_written_there_stays(tree):
     there = tree / "drivers/ferrule"
     for name in ("rust/bindings_generated.rs", "dm-qos/main.o", "dm-qos/.main.o.cmd", "built-in.a"):
         (there / name).touch()
+    for suffix in ("s", "i", "ll", "rsi", "dwo", "su", "gcno", "symtypes"):
+        (there / f"dm-qos/main.{suffix}").touch()
+    (there / "modules.builtin").touch()
     assert in_tree(tree, "undo")[0] == 0
     assert snapshot(tree) == before
 
@@ -110,6 +113,34 @@ def test_what_a_build_leaves_goes_and_what_was_written_there_stays(tree):
         assert status == 1
         assert "Kconfig dm-qos/mine.rs" in said
         assert snapshot(tree) == edited
+
+
+@pytest.mark.parametrize(
+    "file, before, after",
+    [
+        ("Makefile", "PATCHLEVEL = 3", "PATCHLEVEL = 4"),
+        ("drivers/Kconfig", "\nendmenu\n", "\nendmenu\nsource x\n"),
+        ("rust", None, None),
+    ],
+)
+def test_it_is_taken_away_from_a_tree_that_has_moved_on(tree, file, before, after):
+    """What it would not be added to any more; nothing else changes."""
+    path = tree / file
+
+    assert in_tree(tree)[0] == 0
+    if before:
+        assert before in path.read_text()
+        path.write_text(path.read_text().replace(before, after))
+    else:
+        path.unlink()
+    assert in_tree(tree)[0] == 1
+    assert in_tree(tree, "undo")[0] == 0
+    gone = snapshot(tree)
+    assert not (tree / "drivers/ferrule").exists()
+    for name in ("drivers/Kconfig", "drivers/Makefile"):
+        assert "ferrule" not in (tree / name).read_text()
+    assert in_tree(tree, "undo")[0] == 0
+    assert snapshot(tree) == gone
 
 
 @pytest.mark.parametrize(
