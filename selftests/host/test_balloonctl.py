@@ -337,6 +337,53 @@ def test_auto_keeps_the_budget_and_follows_the_need(guests, directory):
     assert_untouched(guests, directory)
 
 
+def test_auto_counts_what_has_no_balloon(directory):
+    """From the start, and when it is unplugged: it has its memory all the same."""
+    device = "virtio-balloon-pci,id=balloon0"
+    control = directory / "control.socket"
+    with (
+        bare_qemu(directory / "never.sock"),
+        bare_qemu(
+            *(directory / "unplugged.sock", "-device", device),
+            *("-qmp", f"unix:{control},server=on,wait=off"),
+        ),
+        auto(directory) as running,
+    ):
+        total = 2 * MEMORY * MIB
+        report = running.until(lambda r: len(r["vms"]) == 2)
+        assert (report["total"], report["unknown"]) == (total, 0)
+        assert set(report["problems"]) == {"never"}
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(control))
+            # No guest takes part, so it is gone with the reset.
+            for command in (
+                {"execute": "qmp_capabilities"},
+                {"execute": "device_del", "arguments": {"id": "balloon0"}},
+                {"execute": "system_reset"},
+            ):
+                client.sendall(json.dumps(command).encode())
+            report = running.until(lambda r: "unplugged" in r["problems"])
+        assert (report["total"], report["unknown"]) == (total, 0)
+        running.end()
+
+
+def test_auto_gives_nothing_out_while_a_size_is_not_known(directory):
+    """Somebody listens there, and does not answer."""
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        bare_qemu(directory / "mute.sock", "-device", "virtio-balloon-pci"),
+    ):
+        listener.bind(str(directory / "silent.sock"))
+        listener.listen()
+        with auto(directory) as running:
+            report = running.report()
+            assert (report["total"], report["unknown"]) == (MEMORY * MIB, 1)
+            assert set(report["vms"]) == {"mute"}
+            assert "its size is not known" in report["problems"]["silent"]
+            running.end()
+    (directory / "silent.sock").unlink()
+
+
 def test_auto_sees_vms_come_and_go(guests, directory):
     """While it runs."""
     mute = directory / "mute.sock"
