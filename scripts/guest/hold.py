@@ -6,6 +6,7 @@ FILE, on a tmpfs, grows or shrinks to so many MiB. Prints the seconds that it to
 than SECONDS if the memory was not to be had in time.
 """
 
+import os
 import sys
 import time
 
@@ -14,7 +15,8 @@ MIB = 1 << 20
 
 def main():
     goal, seconds = int(sys.argv[2]), float(sys.argv[3])
-    content = bytes(MIB)
+    # Not zeros: the kernel swaps those for nothing.
+    content = os.urandom(MIB)
     with open(sys.argv[1], "ab", buffering=0) as file:
         size = file.tell() // MIB
         steps = abs(goal - size)
