@@ -337,17 +337,17 @@ def test_auto_keeps_the_budget_and_follows_the_need(guests, directory):
     assert_untouched(guests, directory)
 
 
-def test_auto_counts_what_has_no_balloon(directory):
+def test_auto_counts_what_has_no_balloon(tmp_path):
     """From the start, and when it is unplugged: it has its memory all the same."""
     device = "virtio-balloon-pci,id=balloon0"
-    control = directory / "control.socket"
+    control = tmp_path / "control.socket"
     with (
-        bare_qemu(directory / "never.sock"),
+        bare_qemu(tmp_path / "never.sock"),
         bare_qemu(
-            *(directory / "unplugged.sock", "-device", device),
+            *(tmp_path / "unplugged.sock", "-device", device),
             *("-qmp", f"unix:{control},server=on,wait=off"),
         ),
-        auto(directory) as running,
+        auto(tmp_path) as running,
     ):
         total = 2 * MEMORY * MIB
         report = running.until(lambda r: len(r["vms"]) == 2)
@@ -367,21 +367,21 @@ def test_auto_counts_what_has_no_balloon(directory):
         running.end()
 
 
-def test_auto_gives_nothing_out_while_a_size_is_not_known(directory):
+def test_auto_gives_nothing_out_while_a_size_is_not_known(tmp_path):
     """Somebody listens there, and does not answer."""
     with (
         socket.socket(socket.AF_UNIX) as listener,
-        bare_qemu(directory / "mute.sock", "-device", "virtio-balloon-pci"),
+        bare_qemu(tmp_path / "mute.sock", "-device", "virtio-balloon-pci"),
     ):
-        listener.bind(str(directory / "silent.sock"))
+        listener.bind(str(tmp_path / "silent.sock"))
         listener.listen()
-        with auto(directory) as running:
+        with auto(tmp_path) as running:
             report = running.report()
             assert (report["total"], report["unknown"]) == (MEMORY * MIB, 1)
             assert set(report["vms"]) == {"mute"}
             assert "its size is not known" in report["problems"]["silent"]
             running.end()
-    (directory / "silent.sock").unlink()
+    (tmp_path / "silent.sock").unlink()
 
 
 def test_auto_sees_vms_come_and_go(guests, directory):
