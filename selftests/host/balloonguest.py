@@ -47,7 +47,18 @@ class Balloon:
     def resize(self, mib: int, timeout: float = 180) -> None:
         """Ask for a size and wait until it is there, to the byte."""
         self.ask(mib)
-        self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
+        try:
+            self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
+        except AssertionError as error:
+            available = self.counters()["MemAvailable"] // 1024
+            error.add_note(
+                f"{self.actual() / MIB} MiB, {available} MiB available, {self.debugfs('state')}"
+            )
+            raise
+
+    def debugfs(self, name: str) -> str:
+        """What a file of our driver's says."""
+        return self.sh(f"cat /sys/kernel/debug/virtio_balloon_rs/{self.device()}/{name}")
 
     @staticmethod
     def wait_for(condition, timeout: float, what: str) -> None:
