@@ -100,8 +100,8 @@ impl Discards {
 
     /// Has the host discard blocks, and waits until it has. Process context; one at a time.
     ///
-    /// When the host does not answer, the blocks stay with the queue until it is deleted, and are
-    /// freed then.
+    /// When the host does not answer, the blocks stay with the queue until it does
+    /// ([`late`](Self::late)), or until the queue is deleted, and are freed then.
     pub(crate) fn discard(&self, blocks: KBox<Lent>) -> Result<KBox<Lent>, Untold> {
         let queue = self.queue().ok_or(Untold::Unsent(ENODEV))?;
         queue
@@ -116,6 +116,11 @@ impl Discards {
                 })
                 .transpose()
         })
+    }
+
+    /// Blocks that the host has discarded when nobody waited for them any more. Process context.
+    pub(crate) fn late(&self) -> Option<KBox<Lent>> {
+        self.returned.lock().take()
     }
 }
 

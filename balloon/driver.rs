@@ -41,6 +41,7 @@ use ferrule::{
         }, //
     },
     new_owned_work,
+    power,
     virtio::{
         self,
         Notify,
@@ -101,6 +102,7 @@ pub(crate) struct Data {
 struct Hooks {
     reporting: Option<Pin<KBox<reporting::Registration<Discards>>>>,
     oom: Option<Pin<KBox<oom::Registration<Giver>>>>,
+    power: Option<Pin<KBox<power::Registration<Host>>>>,
     files: Option<Files>,
 }
 
@@ -306,6 +308,8 @@ impl Data {
             let registration = oom::Registration::new(giver, OOM_PRIORITY);
             hooks.oom = Some(KBox::pin_init(registration, GFP_KERNEL)?);
         }
+        let registration = power::Registration::new(self.host.clone());
+        hooks.power = Some(KBox::pin_init(registration, GFP_KERNEL)?);
         hooks.files = files(dev, &self.resize)?;
         Ok(())
     }
@@ -313,8 +317,12 @@ impl Data {
     /// Stops all work for good.
     fn stop(&self) {
         self.host.leave();
-        let oom = self.hooks.lock().oom.take();
+        let (oom, power) = {
+            let mut hooks = self.hooks.lock();
+            (hooks.oom.take(), hooks.power.take())
+        };
         drop(oom);
+        drop(power);
         self.resize.disable();
         if let Some(report) = &self.report {
             report.disable();

@@ -13,6 +13,7 @@ use ferrule::{
         PageRef,
         Pages, //
     },
+    power::Sleeper,
     virtio::{
         Buffer,
         ByteOrder,
@@ -128,6 +129,8 @@ pub(crate) struct Host {
     has_changed: Atomic<bool>,
     /// Nobody waits for long for the host any more: the device is about to be reset.
     is_leaving: Atomic<bool>,
+    /// Nor for now: the system is about to sleep.
+    is_drowsy: Atomic<bool>,
     /// Sleeps, for as long as the host needs. It is held while pages get in or out of the balloon.
     /// Nothing is allocated with it. Migration, which may run below an allocation, only tries it.
     #[pin]
@@ -192,6 +195,7 @@ impl Host {
                 config: vdev.config(),
                 has_changed: Atomic::new(false),
                 is_leaving: Atomic::new(false),
+                is_drowsy: Atomic::new(false),
                 channel <- new_mutex!(Channel {
                     lanes: None,
                     idle: KVec::new(),
@@ -378,8 +382,8 @@ impl Host {
         }
     }
 
-    /// Waits for the host to answer, for as long as that takes, or not very long when that is urgent or
-    /// the device is about to be reset.
+    /// Waits for the host to answer, for as long as that takes, or not very long when that is urgent,
+    /// the device is about to be reset or the system to sleep.
     pub(crate) fn answer<R>(
         &self,
         what: &str,
@@ -392,7 +396,8 @@ impl Host {
                 return Ok(answer);
             }
             steps = steps.saturating_add(1);
-            if (is_urgent || self.is_leaving()) && steps >= LEAVE_STEPS {
+            let is_hurried = is_urgent || self.is_leaving() || self.is_drowsy.load(Relaxed);
+            if is_hurried && steps >= LEAVE_STEPS {
                 return Err(Untold::Unanswered(ETIMEDOUT));
             }
             if steps == SLOW_STEPS {
@@ -408,6 +413,20 @@ impl Host {
             letter.write(self, core::iter::once(page.pfn()))
         })?;
         self.settle(channel, way)
+    }
+}
+
+/// Work that waits for the host cannot be frozen, and the system would not sleep.
+///
+/// Should it not sleep for another reason, a host that has not answered in time is lost all the same,
+/// until the device is reset.
+impl Sleeper for Host {
+    fn prepare(&self) {
+        self.is_drowsy.store(true, Relaxed);
+    }
+
+    fn complete(&self) {
+        self.is_drowsy.store(false, Relaxed);
     }
 }
 

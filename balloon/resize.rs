@@ -128,8 +128,7 @@ pub(crate) struct Resize {
 struct Moving {
     plan: Plan,
     incoming: Pages<Allocated>,
-    /// Blocks on their way in, empty but for then. With the host while it discards them, and for ever
-    /// if it does not answer.
+    /// Blocks on their way in, empty but for then. With the host while it discards them.
     message: Option<KBox<Lent>>,
     /// For the pages of a block of which some are wanted back.
     rest: Pages<Allocated>,
@@ -365,10 +364,16 @@ impl Resize {
         let Some(discards) = &self.discards else {
             return Ok(false);
         };
-        let Some(mut message) = moving.message.take() else {
+        let Some(mut message) = moving.message.take().or_else(|| discards.late()) else {
             return Ok(false);
         };
         if let Either::First(blocks) = &mut *message {
+            if !blocks.is_empty() {
+                // They are late.
+                self.blocks.put(blocks);
+                moving.message = Some(message);
+                return Ok(true);
+            }
             let wanted = min(wanted, discards.capacity() << blocks::MAX_ORDER);
             // They come from where the kernel's own memory does. What is available elsewhere is of no
             // use to it.

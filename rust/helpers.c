@@ -22,4 +22,8 @@
 #include "helpers/mm.c"
 #endif
 
+#ifdef FERRULE_FEATURE_power
+#include "helpers/power.c"
+#endif
+
 #endif

@@ -22,6 +22,7 @@
 #include "helpers/device_mapper.h"
 #include "helpers/mm.h"
 #include "helpers/percpu.h"
+#include "helpers/power.h"
 #include "helpers/virtio.h"
 #include "helpers/workqueue.h"
 

@@ -19,6 +19,8 @@ pub mod device_mapper;
 #[cfg(feature = "balloon")]
 pub mod mm;
 pub mod percpu;
+#[cfg(feature = "power")]
+pub mod power;
 pub mod time;
 #[cfg(feature = "virtio")]
 pub mod virtio;

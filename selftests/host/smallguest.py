@@ -197,9 +197,9 @@ class SmallGuest:
         assert status == 0, f"{script}: status {status}\n{output}\n{self.tail()}"
         return output
 
-    def load(self, driver: str = "virtio_balloon_rs") -> None:
+    def load(self, driver: str = "virtio_balloon_rs", parameters: str = "") -> None:
         """Load a driver."""
-        self.sh(f"insmod /{driver}.ko")
+        self.sh(f"insmod /{driver}.ko {parameters}")
 
     def qmp(self, command: str, **arguments):
         """Run a QMP command."""
