@@ -42,8 +42,9 @@ RUNS = {"release": "vm", "uml": "uml", "checking": "checking"}
 BUSY = 3
 # How many guests at once: more find no time for their timers.
 AT_ONCE = max(os.cpu_count() or 2, 2)
-# Host-driven tests that also run on the checking kernel.
-CHECKED = ("test_balloon_locks",)
+# Host-driven tests that run with the checking kernel, and those that take too long otherwise.
+CHECKED = ("test_balloon_locks", "test_in_tree_build")
+SLOW = {"test_in_tree_build"}
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = (
     "test_stack",
@@ -434,6 +435,7 @@ def run_release(report: Report, match: str) -> None:
     release, uml = (Queue(report, kernel, build(kernel), match) for kernel in ("release", "uml"))
     run_guest(release.take_alone())
     files = [path for area in ("host", "tools") for path in (SELFTESTS / area).glob("test_*.py")]
+    files = [path for path in files if path.stem not in SLOW]
     # A further guest of a kernel shortens the end: it takes what scripts are left.
     guests = [Job(run_guest, (queue,)) for queue in (release, uml)]
     first = {stem: number for number, stem in enumerate(LONGEST)}
