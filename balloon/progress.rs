@@ -3,6 +3,7 @@
 //! What the balloon is doing, for people: the files in debugfs.
 
 use crate::resize::Resize;
+use core::mem;
 use ferrule::{
     mm::vmstat::pages_to_bytes,
     virtio,
@@ -66,6 +67,8 @@ pub(crate) struct Progress {
 
 struct State {
     going: Going,
+    /// It stopped, and has done nothing else since.
+    has_failed: bool,
     /// When the log was told last.
     told: Option<Instant<Monotonic>>,
     /// When the step began that is under way or was last.
@@ -74,6 +77,13 @@ struct State {
     changed: Option<Instant<Monotonic>>,
     inward: Run,
     outward: Run,
+}
+
+impl State {
+    fn is_now(&mut self, going: Going) {
+        self.going = going;
+        self.has_failed = false;
+    }
 }
 
 /// A run of steps in one direction.
@@ -99,6 +109,7 @@ impl Progress {
         pin_init!(Self {
             state <- new_spinlock!(State {
                 going: Going::Nowhere,
+                has_failed: false,
                 told: None,
                 began: Instant::now(),
                 changed: None,
@@ -134,19 +145,23 @@ impl Progress {
         run.nanoseconds += took;
         if pages > 0 {
             state.changed = Some(Instant::now());
+            state.has_failed = false;
         }
     }
 
     pub(crate) fn rests(&self) {
-        self.state.lock().going = Going::Nowhere;
+        self.state.lock().is_now(Going::Nowhere);
     }
 
     pub(crate) fn waits(&self) {
-        self.state.lock().going = Going::Waiting;
+        self.state.lock().is_now(Going::Waiting);
     }
 
-    pub(crate) fn stops(&self) {
-        self.state.lock().going = Going::Stopped;
+    /// Says whether that is news: it has moved, rested or waited since it stopped last.
+    pub(crate) fn stops(&self) -> bool {
+        let mut state = self.state.lock();
+        state.going = Going::Stopped;
+        !mem::replace(&mut state.has_failed, true)
     }
 
     /// Whether the log may be told something: a host can make it happen all the time.

@@ -550,12 +550,15 @@ impl Run for Resize {
             Ok(Next::After(delay)) => work.enqueue_after(system_freezable(), delay),
             Ok(Next::Never) => {}
             Err(error) => {
-                work.progress.stops();
-                if work.progress.may_tell() {
+                if work.progress.stops() && work.progress.may_tell() {
                     dev_err!(
                         &*work.host.dev,
                         "the balloon does not move any more ({error:?})\n"
                     );
+                }
+                // Blocks come back without the host.
+                if work.size() > 0 && work.gives_back() {
+                    work.enqueue_after(system_freezable(), WATCH);
                 }
             }
         }

@@ -125,10 +125,10 @@ class Balloon:
         self.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="port0")
         self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 180, "plug and bind")
 
-    def reload(self) -> None:
-        """Unload the driver and load it again."""
+    def reload(self, parameters: str = "") -> None:
+        """Unload the driver and load it again, with parameters."""
         self.sh("rmmod virtio_balloon_rs")
-        self.load()
+        self.load(parameters)
 
     def unload_at_each_fill_level(self) -> None:
         """All memory comes back each time, and loading takes what the host still wants."""
@@ -142,9 +142,9 @@ class Balloon:
             self.load()
             self.wait_for(lambda size=size: self.actual() == size * MIB, 60, "the target of before")
 
-    def load(self) -> None:
+    def load(self, parameters: str = "") -> None:
         """Load the driver."""
-        self.sh('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+        self.sh(f'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" {parameters}')
 
 
 @contextlib.contextmanager

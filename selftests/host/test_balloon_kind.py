@@ -90,20 +90,12 @@ def plug(balloon, **properties):
     balloon.wait_for(lambda: balloon.driver() == "virtio_balloon_rs", 60, "plug and bind")
 
 
-def reload(balloon, parameters=""):
-    """Load the driver with parameters."""
-    balloon.sh(
-        "rmmod virtio_balloon_rs;"
-        f' insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" {parameters}'
-    )
-
-
 @pytest.fixture(name="parameters")
 def parameters_fixture(balloon):
     """Load the driver with parameters; afterwards without."""
-    yield lambda parameters: reload(balloon, parameters)
+    yield balloon.reload
     balloon.ask(MEMORY)
-    reload(balloon)
+    balloon.reload()
 
 
 @pytest.fixture(name="deflates_on_oom")

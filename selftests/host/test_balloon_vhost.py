@@ -255,6 +255,29 @@ def test_nonsense_in_the_used_ring(plug, case, name):
     recover(device)
 
 
+def test_the_reserve_is_kept_after_an_error(plug):
+    """A balloon that can grow no more still shrinks: blocks come back without the host."""
+    device = plug(*features(STATS | REPORTING))
+    device.reload("min_available_mb=32")
+    before = len(device.guest.log_lines())
+    provoke(device, "unknown", "reporting")
+    stopped = "the balloon does not move any more"
+
+    def complaints():
+        return sum(stopped in line for line in device.guest.log_lines()[before:])
+
+    device.wait_for(complaints, 60, stopped)
+    size = device.actual()
+    available = device.counters()["MemAvailable"] // 1024
+    device.sh(f"head -c {available - 20}M /dev/zero >/run/more")
+    device.wait_for(lambda: device.actual() < size, 60, "memory")
+    device.wait_for(lambda: device.counters()["MemAvailable"] >= 32 * 1024, 60, "the reserve")
+    # One for each time that it has moved meanwhile.
+    assert complaints() < 4
+    device.sh("rm /run/more")
+    recover(device)
+
+
 @pytest.mark.parametrize("how", ["rmmod", "unbind"])
 @pytest.mark.parametrize("name", QUEUES)
 def test_a_queue_that_stops_answering_does_not_keep_the_driver(plug, name, how):
