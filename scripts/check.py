@@ -55,6 +55,8 @@ LONGEST = (
 )
 # They have two guests each, which together have more CPUs than there are: one of them at a time.
 TWO_GUESTS = {"test_stack", "test_iscsi", "test_balloonctl"}
+# They wait for most of their time: one of them may run beside AT_ONCE others.
+WAITING = {"test_balloon_vhost", "test_balloonctl", "test_balloonctl_libvirt"}
 
 
 def say(text: str) -> None:
@@ -162,7 +164,9 @@ class KtapParser:
 def run_unit(report: Report, match: str, name: str = "unit") -> None:
     """Host unit tests of the code that decides, or of another crate of the tests."""
     say(f"host unit tests (cargo test, {name})")
-    command = ["cargo", "test", "--quiet", "--manifest-path", str(SELFTESTS / name / "Cargo.toml")]
+    # It runs beside tests that measure rates.
+    command = ["nice", "-n", "19", "cargo", "test", "--quiet"]
+    command += ["--manifest-path", str(SELFTESTS / name / "Cargo.toml")]
     command += ["--target-dir", str(ROOT / "out" / name), "--", "--format=pretty"]
     environment = {k: v for k, v in os.environ.items() if k not in ("RUSTC", "MAKEFLAGS")}
     result = subprocess.run(
@@ -376,6 +380,8 @@ class Job:
     arguments: tuple
     # Not beside another one of which this is true.
     heavy: bool = False
+    # It mostly waits.
+    light: bool = False
 
 
 class Jobs:
@@ -386,10 +392,10 @@ class Jobs:
         self.heavy_runs = False
         self.changed = threading.Condition()
 
-    def _take(self) -> Job | None:
+    def _take(self, only_light: bool) -> Job | None:
         with self.changed:
-            while self.left:
-                for job in self.left:
+            while left := [job for job in self.left if job.light or not only_light]:
+                for job in left:
                     if not (job.heavy and self.heavy_runs):
                         self.left.remove(job)
                         self.heavy_runs |= job.heavy
@@ -397,9 +403,9 @@ class Jobs:
                 self.changed.wait()
             return None
 
-    def work(self) -> None:
-        """Until there is nothing left."""
-        while job := self._take():
+    def work(self, only_light: bool) -> None:
+        """Until there is nothing left to take."""
+        while job := self._take(only_light):
             try:
                 job.function(*job.arguments)
             finally:
@@ -414,12 +420,12 @@ class Jobs:
             self.changed.notify_all()
 
 
-def run_at_once(jobs: list[Job], at_once: int) -> None:
-    """So many at once, in order as far as they may."""
+def run_at_once(jobs: list[Job]) -> None:
+    """AT_ONCE at once and a light one, in order as far as they may."""
     left = Jobs(jobs)
-    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE + 1) as pool:
         try:
-            workers = [pool.submit(left.work) for _ in range(at_once)]
+            workers = [pool.submit(left.work, n == AT_ONCE) for n in range(AT_ONCE + 1)]
             for worker in concurrent.futures.as_completed(workers):
                 worker.result()
         except BaseException:
@@ -433,16 +439,19 @@ def run_at_once(jobs: list[Job], at_once: int) -> None:
 def run_release(report: Report, match: str) -> None:
     """All that needs no slow kernel."""
     release, uml = (Queue(report, kernel, build(kernel), match) for kernel in ("release", "uml"))
-    run_guest(release.take_alone())
+    units = [Job(run_unit, (report, match, crate)) for crate in ("unit", "vhost")]
+    run_at_once([Job(run_guest, (release.take_alone(),)), *units])
     files = [path for area in ("host", "tools") for path in (SELFTESTS / area).glob("test_*.py")]
     files = [path for path in files if path.stem not in SLOW]
     # A further guest of a kernel shortens the end: it takes what scripts are left.
     guests = [Job(run_guest, (queue,)) for queue in (release, uml)]
     first = {stem: number for number, stem in enumerate(LONGEST)}
     files.sort(key=lambda path: (first.get(path.stem, len(first)), path))
-    jobs = [Job(HostTests.run, (report, path, match), path.stem in TWO_GUESTS) for path in files]
-    jobs += [Job(run_unit, (report, match, crate)) for crate in ("unit", "vhost")]
-    run_at_once([*guests, *jobs, *guests], AT_ONCE)
+    jobs = [
+        Job(HostTests.run, (report, path, match), path.stem in TWO_GUESTS, path.stem in WAITING)
+        for path in files
+    ]
+    run_at_once([*guests, *jobs, *guests])
     release.fail_what_is_left()
     uml.fail_what_is_left()
 
