@@ -43,7 +43,12 @@ BUSY = 3
 # How many guests at once: more find no time for their timers.
 AT_ONCE = max(os.cpu_count() or 2, 2)
 # Host-driven tests that run with the checking kernel, and those that take too long otherwise.
-CHECKED = ("test_balloon_locks", "test_in_tree_build")
+CHECKED = (
+    "test_balloon_locks",
+    "test_balloon_sleep",
+    "test_balloon_migration",
+    "test_in_tree_build",
+)
 SLOW = {"test_in_tree_build"}
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = (
