@@ -118,6 +118,31 @@ udev_on() {
 	mv /run/udev/control.off /run/udev/control && udevadm control --start-exec-queue
 }
 
+# start_udev: for what comes from now on; what is there already is left alone.
+start_udev() {
+	[ ! -S /run/udev/control ] || return 0
+	/lib/systemd/systemd-udevd --daemon 2>/dev/null && OUR_UDEV=1
+}
+
+stop_udev() {
+	[ -n "${OUR_UDEV:-}" ] || return 0
+	udevadm control --exit
+	rm -rf /run/udev
+	OUR_UDEV=
+}
+
+# writable_etc: until host_etc. The host's stays as it is.
+writable_etc() {
+	mkdir -p /run/etc/upper /run/etc/work &&
+		mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work \
+			etc /etc
+}
+
+host_etc() {
+	! mountpoint -q /etc || umount /etc
+	rm -rf /run/etc
+}
+
 # How long a task may be in uninterruptible sleep, in seconds.
 case $FERRULE_KERNEL in
 checking) HANG_SECONDS=60 ;;

@@ -20,19 +20,6 @@ SEED_CONFIGURATION='devices {
 POLLING_INTERVAL=1
 MULTIPATHD_LOG=/run/multipathd.log
 
-# writable_etc: until stop_tools. The host's stays as it is.
-writable_etc() {
-	mkdir -p /run/etc/upper /run/etc/work &&
-		mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work \
-			etc /etc
-}
-
-# start_udev: for what comes from now on; what is there already is left alone.
-start_udev() {
-	[ ! -S /run/udev/control ] || return 0
-	/lib/systemd/systemd-udevd --daemon 2>/dev/null && OUR_UDEV=1
-}
-
 # configure [LINE...]: multipath.conf is that of the seed, and what a small, impatient machine needs
 # beside it is in a file of its own, with the lines in the section that has the last word.
 configure() {
@@ -77,13 +64,8 @@ stop_multipathd() {
 
 stop_tools() {
 	stop_multipathd
-	if [ -n "${OUR_UDEV:-}" ]; then
-		udevadm control --exit
-		rm -rf /run/udev
-		OUR_UDEV=
-	fi
-	! mountpoint -q /etc || umount /etc
-	rm -rf /run/etc
+	stop_udev
+	host_etc
 }
 
 # map_name: MAP becomes that of the one multipath device that there is.
