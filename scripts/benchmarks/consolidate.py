@@ -34,7 +34,7 @@ BUDGET_MIB = 3072
 GUEST_MIB = 1536
 # What all need at any time, of the budget, and what a guest of all of its memory has available when
 # it uses the most.
-NEED = 0.92
+NEED = 0.89
 HEADROOM_MIB = 96
 # Of the critical workload.
 DATA_MIB = 256
