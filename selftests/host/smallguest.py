@@ -23,6 +23,8 @@ import vm
 # Which kernel, and how many times as long as on the release kernel anything may take there.
 KERNEL = os.environ.get("FERRULE_HOST_KERNEL", "release")
 SLOWNESS = vm.SLOWNESS[KERNEL]
+# In MiB. On the checking kernel KASAN and kmemleak have a good part of it.
+MEMORY = 1024 if KERNEL == "checking" else 512
 # Where a device can be plugged in.
 PORT = "-device pcie-root-port,id=port0,chassis=7"
 MIB = 1 << 20

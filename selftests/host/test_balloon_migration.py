@@ -5,10 +5,8 @@ import contextlib
 import time
 
 import pytest
-from smallguest import KERNEL, MIB, small_guests
+from smallguest import MEMORY, MIB, small_guests
 
-# On the checking kernel KASAN and kmemleak have a good part of it.
-MEMORY = 1024 if KERNEL == "checking" else 512
 # What the guest has used and freed: it is not zero, so the host would have to copy it.
 JUNK = 192
 # What the guest keeps.

@@ -4,9 +4,8 @@
 import time
 
 import pytest
-from smallguest import MIB, small_guests
+from smallguest import MEMORY, MIB, small_guests
 
-MEMORY = 512
 PAGES = "-device virtio-balloon-pci,id=balloon0"
 BLOCKS = f"-object iothread,id=io0 {PAGES},free-page-reporting=on,free-page-hint=on,iothread=io0"
 
