@@ -2,6 +2,7 @@
 """Guests for the tests that the host drives."""
 
 import contextlib
+import os
 import pathlib
 import sys
 
@@ -14,6 +15,12 @@ import vm  # noqa: E402
 from balloonguest import MEMORY  # noqa: E402
 
 vm.kill_guests_on_signal()
+
+
+def kernel_make() -> tuple[list[str], dict[str, str]]:
+    """What make is told about the tools for a kernel, and an environment without ours."""
+    options = [f"{name}={os.environ[name]}" for name in ("LLVM", "RUSTC", "BINDGEN")]
+    return options, {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
 
 
 def pytest_collection_modifyitems(config, items):

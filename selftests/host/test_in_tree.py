@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 import vm
-from conftest import ROOT
+from conftest import ROOT, kernel_make
 
 # dm-multipath is a module in that configuration, and what needs it has to be one.
 DRIVERS = {
@@ -68,9 +68,8 @@ def configured(tree, build):
     config += "".join(f"CONFIG_{name}={value}\n" for name, value in DRIVERS.items())
     (build / ".config").write_text(config)
     command = ["make", "-s", "-C", tree, f"O={build}", "ARCH=um", "olddefconfig"]
-    command += [f"{name}={os.environ[name]}" for name in ("LLVM", "RUSTC", "BINDGEN")]
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
-    subprocess.run(command, env=environment, check=True)
+    options, environment = kernel_make()
+    subprocess.run([*command, *options], env=environment, check=True)
     lines = (build / ".config").read_text().splitlines()
     return {name: line[-1] for name in DRIVERS for line in lines if line[:-1] == f"CONFIG_{name}="}
 

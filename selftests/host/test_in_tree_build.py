@@ -13,7 +13,7 @@ import subprocess
 
 import pytest
 import vm
-from conftest import ROOT
+from conftest import ROOT, kernel_make
 from smallguest import KERNEL
 
 AREAS = ("rust", "balloon", "dm-qos", "mpath-sel")
@@ -40,16 +40,15 @@ def tree_fixture(tmp_path_factory):
 def options() -> list[str]:
     """What make has to know about the tools."""
     compiler = f"CC=ccache clang{os.environ['LLVM'].removeprefix('1')}"
-    return [compiler, *(f"{name}={os.environ[name]}" for name in ("LLVM", "RUSTC", "BINDGEN"))]
+    return [compiler, *kernel_make()[0]]
 
 
 def run(command: list, tree: pathlib.Path) -> str:
     """Run a command in the tree, which has to succeed; returns its output."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL")}
     result = subprocess.run(
         command,
         cwd=tree,
-        env=environment,
+        env=kernel_make()[1],
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
