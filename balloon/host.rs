@@ -416,7 +416,8 @@ impl Host {
     }
 }
 
-/// Work that waits for the host cannot be frozen, and the system would not sleep.
+/// Work that waits for the host cannot be frozen, and the system would not sleep. Called in process
+/// context, beside anything that waits, which looks at the flag each [`STEP`]; never after unbind.
 ///
 /// Should it not sleep for another reason, a host that has not answered in time is lost all the same,
 /// until the device is reset.
