@@ -278,6 +278,8 @@ impl Data {
             self.host.set_poison(poison)?;
         }
         dev.ready();
+        // The host may remember what was in it when it was reset last.
+        self.resize.tell_size()?;
         if let Some(report) = &self.report {
             report.connect(queues.take(2)?)?;
         }
