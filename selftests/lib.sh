@@ -121,14 +121,27 @@ udev_on() {
 # start_udev: for what comes from now on; what is there already is left alone.
 start_udev() {
 	[ ! -S /run/udev/control ] || return 0
-	/lib/systemd/systemd-udevd --daemon 2>/dev/null && OUR_UDEV=1
+	/lib/systemd/systemd-udevd 2>/dev/null &
+	OUR_UDEV=$!
+	wait_for 20 test -S /run/udev/control
 }
 
+# stop_udev: what it still does ends before this returns, for it reads from new devices.
 stop_udev() {
 	[ -n "${OUR_UDEV:-}" ] || return 0
+	udevadm settle
 	udevadm control --exit
+	wait_for 20 has_ended "$OUR_UDEV" || {
+		diag "udev does not end"
+		pkill -KILL systemd-udevd
+	}
+	wait "$OUR_UDEV" 2>/dev/null
 	rm -rf /run/udev
 	OUR_UDEV=
+}
+
+has_ended() {
+	! kill -0 "$1" 2>/dev/null
 }
 
 # writable_etc: until host_etc. The host's stays as it is.

@@ -70,8 +70,8 @@ limits_are_set_that_are_not_in_the_table() {
 	at_exit "remove_device db"
 	check "before create returns" has_limits db "iops 300 write_iops 100"
 	echo "iops 400" >/etc/qos.d/db
-	udevadm trigger --action=change /dev/mapper/db && udevadm settle
-	check "again, when udev is told to" has_limits db "iops 400 write_iops 100"
+	udevadm trigger --action=change /dev/mapper/db
+	check "again, when udev is told to" wait_for 30 has_limits db "iops 400 write_iops 100"
 	dmsetup suspend db && dmsetup load db --table "$table" && dmsetup resume db
 	check "with the next table" has_limits db "iops 400"
 	check "from which all others come" eval '! has_limits db ".*write_iops 100"'

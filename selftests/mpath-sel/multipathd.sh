@@ -234,10 +234,6 @@ io_fails_when_no_path_comes_back_in_time() {
 	check "data, and no error" finish_verify
 }
 
-has_ended() {
-	! kill -0 "$1" 2>/dev/null
-}
-
 paths_go_and_come() {
 	local disk=${DISKS[0]} host hctl
 	at_exit both_are_unloaded
