@@ -54,8 +54,12 @@ use ferrule::{
 use kernel::{
     device::Core,
     new_mutex,
-    page::PAGE_SHIFT,
+    page::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
+    sizes::SZ_2M,
     sync::{
         Arc,
         Mutex, //
@@ -80,6 +84,15 @@ virtio_features! {
         Reporting = 5,
     }
 }
+
+/// The smallest free memory that is reported, as an order, where that of a page block will not do:
+/// that is 512 MiB there, and so hardly ever free. As in C: 2 MiB, which splits no huge page of a
+/// host with pages of 4 KiB.
+const REPORTED_ORDER: Option<u32> = if cfg!(CONFIG_ARM64_64K_PAGES) {
+    Some((SZ_2M / PAGE_SIZE).ilog2())
+} else {
+    None
+};
 
 /// The driver of a memory balloon.
 pub(crate) struct Driver;
@@ -295,7 +308,8 @@ impl Data {
     fn hook(&self, dev: &virtio::Device<Core<'_>>) -> Result {
         let mut hooks = self.hooks.lock();
         if let Some(discards) = &self.discards {
-            let registration = reporting::Registration::new(discards.clone(), discards.capacity());
+            let registration =
+                reporting::Registration::new(discards.clone(), discards.capacity(), REPORTED_ORDER);
             match KBox::pin_init(registration, GFP_KERNEL) {
                 Ok(registration) => hooks.reporting = Some(registration),
                 // The balloon does not need it.

@@ -149,13 +149,14 @@ unsafe impl<R: Reporter> Send for Registration<R> {}
 unsafe impl<R: Reporter> Sync for Registration<R> {}
 
 impl<R: Reporter> Registration<R> {
-    /// Registers a reporter that takes up to `capacity` pieces of memory at a time, at least 1.
-    /// Process context.
+    /// Registers a reporter that takes up to `capacity` pieces of memory at a time, at least 1, of
+    /// at least `order`: 0 to `MAX_PAGE_ORDER`, [`None`] for that of a page block. (What the kernel
+    /// was told to use by `page_reporting.page_reporting_order` goes before both.) Process context.
     ///
     /// # Errors
     ///
     /// [`EBUSY`] when there is another one.
-    pub fn new(reporter: Arc<R>, capacity: usize) -> impl PinInit<Self, Error> {
+    pub fn new(reporter: Arc<R>, capacity: usize, order: Option<u32>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             reporter,
             gate: Arc::pin_init(Gate::new(), GFP_KERNEL)?,
@@ -166,7 +167,8 @@ impl<R: Reporter> Registration<R> {
                 unsafe {
                     slot.write(pin_init::zeroed());
                     (*slot).report = Some(Self::report_callback);
-                    (*slot).order = bindings::PAGE_REPORTING_ORDER_UNSPECIFIED as ffi::c_uint;
+                    (*slot).order =
+                        order.unwrap_or(bindings::PAGE_REPORTING_ORDER_UNSPECIFIED as ffi::c_uint);
                     (*slot).capacity = capacity.clamp(1, u32::MAX as usize) as ffi::c_uint;
                     kernel::error::to_result(bindings::page_reporting_register(slot))
                 }
