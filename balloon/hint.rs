@@ -318,6 +318,8 @@ impl Hints {
             if ends() || self.host.is_leaving() {
                 return Ok(None);
             }
+            // QEMU stops to look at the queue between rounds, and may miss what comes just then.
+            queue.notify()?;
         }
         Err(ETIMEDOUT)
     }

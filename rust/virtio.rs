@@ -26,6 +26,7 @@
 //! | `virtio_reset_device`, `del_vqs` | [`Device::delete_vqs`] |
 //! | `virtqueue_add_outbuf`, `virtqueue_add_inbuf` | [`VirtQueue::add`] of a [`Buffer`], or what else can be [lent](Lend) |
 //! | `virtqueue_kick`, `virtqueue_get_buf` | [`VirtQueue::kick`], [`VirtQueue::get`] |
+//! | `virtqueue_notify` | [`VirtQueue::notify`] |
 //! | `wait_event(..., virtqueue_get_buf())` | [`VirtQueue::wait`], [`VirtQueue::wait_until`] |
 //! | `virtqueue_disable_cb`, `virtqueue_enable_cb` | [`VirtQueue::disable_notify`], [`VirtQueue::enable_notify`] |
 //! | `vq_callback_t` | [`Notify`], [`Handler`] |

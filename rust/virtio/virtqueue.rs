@@ -306,6 +306,26 @@ impl<B: Lend> VirtQueue<B> {
         }
     }
 
+    /// Tells the device to look at the queue, whether or not there is anything new in it and whether
+    /// or not the device wants to be told: for one that may have missed a [kick](Self::kick). Any
+    /// context.
+    ///
+    /// # Errors
+    ///
+    /// [`EIO`] when the device is broken, [`ENODEV`] when the queue is deleted.
+    pub fn notify(&self) -> Result {
+        let state = self.slot().state.lock();
+        if state.vq.is_null() {
+            return Err(ENODEV);
+        }
+        // SAFETY: `vq` is valid: it is not deleted while the lock is held.
+        if unsafe { bindings::virtqueue_notify(state.vq) } {
+            Ok(())
+        } else {
+            Err(EIO)
+        }
+    }
+
     /// Takes back a buffer that the device has used, if there is one.
     ///
     /// # Errors
