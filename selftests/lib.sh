@@ -121,7 +121,7 @@ udev_on() {
 # start_udev: for what comes from now on; what is there already is left alone.
 start_udev() {
 	[ ! -S /run/udev/control ] || return 0
-	/lib/systemd/systemd-udevd 2>/dev/null &
+	/lib/systemd/systemd-udevd >/dev/null 2>&1 &
 	OUR_UDEV=$!
 	wait_for 20 test -S /run/udev/control
 }
