@@ -250,7 +250,7 @@ impl Hints {
         if entries == 0 {
             return Err(ENOSPC);
         }
-        let capacity = MESSAGE_BLOCKS.min((entries / MESSAGES).max(1));
+        let capacity = MESSAGE_BLOCKS.min(entries / MESSAGES).max(1);
         let count = MESSAGES.min(entries / capacity);
         let mut blocks = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {

@@ -144,7 +144,7 @@ impl Spread {
         let (range, path, paths) = (u64::from(range), path as u64, paths as u64);
         let below = match self {
             Spread::Alike => range / 2,
-            Spread::Even => range * (2 * path + 1) / (2 * paths),
+            Spread::Even => range * (2 * path + 1) / (2 * paths).max(1),
             Spread::Mixed(number) => (range * u64::from(mixed(path as u32, number))) >> 32,
         };
         below as u32

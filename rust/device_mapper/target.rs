@@ -1156,7 +1156,7 @@ impl<T: Target> Adapter<T> {
         // SAFETY: By the safety requirements.
         let (_, target_ref) = unsafe { Self::target(ti) };
         let Some((dev, start)) = Self::only_device(&target_ref) else {
-            return c_long::from(EIO.to_errno());
+            return EIO.to_errno() as c_long;
         };
         // SAFETY: `dev` is a device of the target; the rest is device mapper's.
         unsafe {

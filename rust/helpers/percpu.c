@@ -2,12 +2,16 @@
 
 #include <linux/percpu.h>
 
-/* The bindings know no address spaces: a pointer to per-CPU data crosses as a plain one. */
-#define ferrule_percpu(type, p) ((__force type __percpu *)(p))
+/*
+ * The bindings know no address spaces: a pointer to per-CPU data crosses as a plain one. GCC's named
+ * address spaces are part of the type, and only an integer goes from one to the other.
+ */
+#define ferrule_percpu(type, p) ((type __percpu *)(__force uintptr_t)(p))
+#define ferrule_plain(type, p) ((type *)(__force uintptr_t)(p))
 
 __ferrule u64 *ferrule_alloc_percpu_u64(size_t n)
 {
-	return (__force u64 *)__alloc_percpu(array_size(n, sizeof(u64)), sizeof(u64));
+	return ferrule_plain(u64, __alloc_percpu(array_size(n, sizeof(u64)), sizeof(u64)));
 }
 
 __ferrule void ferrule_free_percpu_u64(u64 *counters)
@@ -43,7 +47,7 @@ __ferrule u64 ferrule_per_cpu_sum_u64(u64 *counter)
 
 __ferrule u32 *ferrule_alloc_percpu_u32(void)
 {
-	return (__force u32 *)alloc_percpu(u32);
+	return ferrule_plain(u32, alloc_percpu(u32));
 }
 
 __ferrule void ferrule_free_percpu_u32(u32 *word)
