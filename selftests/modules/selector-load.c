@@ -151,6 +151,8 @@ static int run_select(struct group *group, unsigned int cpus, u64 for_ns)
 	return r;
 }
 
+static DEFINE_SPINLOCK(multipath_lock);
+
 static int run_fail(struct group *group, unsigned int pairs)
 {
 	struct path_selector *ps = &group->ps;
@@ -159,12 +161,13 @@ static int run_fail(struct group *group, unsigned int pairs)
 	u64 begin;
 
 	while (pairs--) {
-		local_irq_save(flags);
+		/* As dm-multipath calls it: under its lock. */
+		spin_lock_irqsave(&multipath_lock, flags);
 		begin = ktime_get_ns();
 		ps->type->fail_path(ps, path);
 		ps->type->reinstate_path(ps, path);
 		took_ns += ktime_get_ns() - begin;
-		local_irq_restore(flags);
+		spin_unlock_irqrestore(&multipath_lock, flags);
 		calls += 2;
 		cond_resched();
 	}
