@@ -15,6 +15,10 @@ use crate::host::{
     Untold, //
 };
 use ferrule::{
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    },
     mm::{
         blocks::Blocks,
         reporting::{
@@ -29,12 +33,8 @@ use ferrule::{
     }, //
 };
 use kernel::{
-    new_spinlock_irq,
     prelude::*,
-    sync::{
-        Arc,
-        SpinLockIrq, //
-    }, //
+    sync::Arc, //
 };
 
 /// What the queue carries.

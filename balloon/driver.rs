@@ -31,6 +31,7 @@ use crate::{
     }, //
 };
 use ferrule::{
+    compat::parameter,
     mm::{
         balloon::Managed,
         oom,
@@ -229,7 +230,7 @@ impl Data {
             } else {
                 Managed::Removed
             },
-            Plan::new(module_parameters::min_available_mb.value(), may_shrink),
+            Plan::new(parameter(&module_parameters::min_available_mb), may_shrink),
         )?;
         let data = Self {
             host,

@@ -82,6 +82,7 @@ use ferrule::{
         Observer,
         Status, //
     },
+    compat::smp_mb,
     device_mapper::Map,
     workqueue::{
         OwnedQueue,
@@ -101,7 +102,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        barrier::smp_mb,
         Arc,
         ArcBorrow,
         Mutex,
@@ -499,7 +499,7 @@ impl Group {
         }
         self.is_contended.store(true, Relaxed);
         // Pairs with the full ordering in `leave`.
-        smp_mb(Full);
+        smp_mb();
         has_room()
     }
 

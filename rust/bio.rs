@@ -54,6 +54,7 @@
 
 use crate::{
     bindings,
+    compat::offset_in_vector,
     device_mapper::Device, //
 };
 use core::{
@@ -498,7 +499,7 @@ impl<D> MappedBio<D> {
         // SAFETY: A bio that carries data has as many vectors as its iterator says.
         let vector = unsafe { &*bio.bi_io_vec.add(iter.bi_idx as usize) };
         let (offset, length) = (vector.bv_offset, vector.bv_len);
-        iter.bi_size > length.wrapping_sub(iter.bi_offset)
+        iter.bi_size > length.wrapping_sub(offset_in_vector(&iter))
             || (offset | length) & alignment != 0
             || length.wrapping_add(offset) > longest
     }

@@ -6,6 +6,7 @@
 /* All of it is in ferrule_helpers.bc then: see helpers.h. */
 #if !defined(CONFIG_RUST_INLINE_HELPERS) || defined(FERRULE_INLINE_HELPERS)
 
+#include "helpers/compat.c"
 #include "helpers/percpu.c"
 #include "helpers/workqueue.c"
 

@@ -19,6 +19,7 @@
 #endif
 
 #include "helpers/bio.h"
+#include "helpers/compat.h"
 #include "helpers/device_mapper.h"
 #include "helpers/mm.h"
 #include "helpers/percpu.h"

@@ -14,6 +14,7 @@ pub(crate) mod bindings;
 
 #[cfg(feature = "device_mapper")]
 pub mod bio;
+pub mod compat;
 #[cfg(any(feature = "device_mapper", feature = "path_selector"))]
 pub mod device_mapper;
 #[cfg(feature = "balloon")]

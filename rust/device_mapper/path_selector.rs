@@ -104,7 +104,10 @@ pub use super::{
 };
 
 use super::args::Context;
-use crate::bindings;
+use crate::{
+    bindings,
+    compat::owner, //
+};
 use core::{
     marker::PhantomData,
     ops::Deref,
@@ -116,8 +119,7 @@ use kernel::{
         to_result,
         VTABLE_DEFAULT_ERROR, //
     },
-    prelude::*,
-    ModuleMetadata, //
+    prelude::*, //
 };
 
 /// A path selector: one value decides for one priority group.
@@ -385,8 +387,8 @@ impl<T: PathSelector> Adapter<T> {
 
         // SAFETY: `create` succeeded and no other callback runs, so there is no other reference.
         // The instance is not moved through this one: it is pinned again at once.
-        let instance =
-            unsafe { Pin::new_unchecked(&mut *(*ps).context.cast::<Instance<T>>()) }.project();
+        let instance = unsafe { Pin::new_unchecked(&mut *(*ps).context.cast::<Instance<T>>()) };
+        let instance = instance.project();
         // SAFETY: By this function's requirements; the strings outlive this call.
         let args = unsafe { Args::from_raw(argc.max(0) as c_uint, argv, Self::context("path: ")) };
         let paths = instance.paths;
@@ -533,7 +535,7 @@ impl<T: PathSelector> Adapter<T> {
     const fn type_named(name: &'static CStr) -> bindings::path_selector_type {
         bindings::path_selector_type {
             name: kernel::str::as_char_ptr_in_const_context(name).cast_mut(),
-            module: <T::OwnerModule as ModuleMetadata>::THIS_MODULE.as_ptr(),
+            module: owner!(T),
             features: if T::USE_HR_TIMER {
                 bindings::DM_PS_USE_HR_TIMER
             } else {
@@ -679,6 +681,7 @@ mod tests {
             Atomic,
             Relaxed, //
         },
+        ModuleMetadata,
         ThisModule, //
     };
 

@@ -22,7 +22,8 @@ use crate::{
         MappedBio,
         ObservedBio,
         Status, //
-    }, //
+    },
+    compat::owner, //
 };
 use core::{
     fmt,
@@ -37,7 +38,6 @@ use kernel::{
         to_result,
         VTABLE_DEFAULT_ERROR, //
     },
-    module::ModuleMetadata,
     prelude::*,
     types::Opaque, //
 };
@@ -708,7 +708,7 @@ impl<T: Target> Adapter<T> {
         let mut result: bindings::target_type = pin_init::zeroed();
         result.features = T::FEATURES.dm;
         result.name = kernel::str::as_char_ptr_in_const_context(T::NAME);
-        result.module = <T::OwnerModule as ModuleMetadata>::THIS_MODULE.as_ptr();
+        result.module = owner!(T);
         result.version = T::VERSION;
         result.ctr = Some(Self::ctr);
         result.dtr = Some(Self::dtr);

@@ -3,8 +3,8 @@
 #include <linux/percpu.h>
 
 /*
- * The bindings know no address spaces: a pointer to per-CPU data crosses as a plain one. GCC's named
- * address spaces are part of the type, and only an integer goes from one to the other.
+ * The bindings know no address spaces: a pointer to per-CPU data crosses as a plain one. GCC's
+ * named address spaces are part of the type, and only an integer goes from one to the other.
  */
 #define ferrule_percpu(type, p) ((type __percpu *)(__force uintptr_t)(p))
 #define ferrule_plain(type, p) ((type *)(__force uintptr_t)(p))

@@ -143,7 +143,8 @@ pub fn events() -> Result<Option<Events>> {
     #[cfg(CONFIG_VM_EVENT_COUNTERS)]
     {
         // The array is too large for a stack that others use as well.
-        let mut raw = KVec::<usize>::zeroed(
+        let mut raw = KVec::from_elem(
+            0_usize,
             bindings::vm_event_item_NR_VM_EVENT_ITEMS as usize,
             GFP_KERNEL,
         )?;

@@ -18,7 +18,13 @@ use super::{
     Queues,
     TransportFeature, //
 };
-use crate::bindings;
+use crate::{
+    bindings,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    }, //
+};
 use core::{
     marker::PhantomData,
     mem::offset_of,
@@ -28,14 +34,12 @@ use kernel::{
     debugfs,
     device,
     new_mutex,
-    new_spinlock_irq,
     prelude::*,
     sync::{
         aref::AlwaysRefCounted,
         Arc,
         ArcBorrow,
-        Mutex,
-        SpinLockIrq, //
+        Mutex, //
     },
     types::Opaque, //
 };

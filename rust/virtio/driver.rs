@@ -372,9 +372,7 @@ pub type IdTable = &'static dyn device_id::IdTable<DeviceId, ()>;
 #[macro_export]
 macro_rules! virtio_device_table {
     ($name:ident, [$($id:expr),* $(,)?]) => {
-        ::kernel::module_device_table!(
-            "virtio", $crate::virtio::DeviceId, $name, @none, [$($id),*]
-        );
+        $crate::__device_table!("virtio", $crate::virtio::DeviceId, $name, [$($id),*]);
     };
 }
 pub use virtio_device_table;

@@ -5,7 +5,13 @@
 //! C header: `include/linux/virtio.h`
 
 use super::wait::WaitQueue;
-use crate::bindings;
+use crate::{
+    bindings,
+    compat::{
+        new_spinlock_irq,
+        SpinLockIrq, //
+    }, //
+};
 use core::{
     marker::PhantomData,
     ptr, //
@@ -13,12 +19,8 @@ use core::{
 use kernel::{
     ffi,
     fmt,
-    new_spinlock_irq,
     prelude::*,
-    sync::{
-        Arc,
-        SpinLockIrq, //
-    },
+    sync::Arc,
     time::{
         msecs_to_jiffies,
         Delta, //

@@ -5,15 +5,17 @@
 //! C header: `include/linux/pm_wakeup.h`
 
 use super::Device;
-use crate::bindings;
-use kernel::{
-    device,
-    new_spinlock_irq,
-    prelude::*,
-    sync::{
-        aref::ARef,
+use crate::{
+    bindings,
+    compat::{
+        new_spinlock_irq,
         SpinLockIrq, //
     }, //
+};
+use kernel::{
+    device,
+    prelude::*,
+    sync::aref::ARef, //
 };
 
 /// The wakeup source of a virtio device, which keeps the system from going to sleep while there is
