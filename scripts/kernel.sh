@@ -1,7 +1,10 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Build the custom kernel. Argument: release, checking, uml or native.
+# A kernel to build modules for and to boot. Argument: release, checking, uml or native, the custom
+# kernel, built here; or stock-NAME, one of a distribution (scripts/stock.sh). With a second
+# argument, "prepare", only what it takes to compile modules is built, not the kernel: for static
+# checks.
 #
 # Prints the build directory. Does nothing when that build is complete; resumes an interrupted one.
 # Needs LLVM, RUSTC and BINDGEN in the environment (scripts/tools.sh). KSRC= names a kernel source
@@ -12,7 +15,8 @@
 KERNEL_PACKAGE=linux-source-7.3
 KERNEL_SUITE=trixie-backports
 
-variant=${1:?which kernel: release, checking, uml or native}
+variant=${1:?which kernel: release, checking, uml, native or stock-NAME}
+only_prepare=${2:-}
 config=$FERRULE_ROOT/scripts/config
 
 # What each is for, and what it cost where it was measured (two cores): objects, minutes.
@@ -21,46 +25,16 @@ release) fragments='x86 base release' arch=x86 target=bzImage objects=1910 minut
 checking) fragments='x86 base checking' arch=x86 target=bzImage objects=1530 minutes=22 disk=3000 ;;
 uml) fragments='base um uml' arch=um target=linux objects=910 minutes=12 disk=2500 ;;
 native) fragments='base um' arch=um target=linux objects=900 minutes=9 disk=1200 ;;
-*) die "no such kernel: $variant (release, checking, uml or native)" ;;
+stock-*) [ -n "${KDIR:-}" ] || exec "$FERRULE_ROOT/scripts/stock.sh" "${variant#stock-}" ;;
+*) die "no such kernel: $variant (release, checking, uml, native or stock:NAME)" ;;
 esac
 
 # Options that a tool chain may be unable to give: rustc and clang of one LLVM major.
 optional='CONFIG_RUST_INLINE_HELPERS=y'
 
-cached_source() {
-	printf '%s\n' "$FERRULE_CACHE/src/linux-${KERNEL_PACKAGE##*-}"*/Makefile |
-		sort -V | tail -n 1
-}
-
-fetch_source() {
-	local work="$FERRULE_CACHE/tmp" package tree
-	mkdir -p "$work" "$FERRULE_CACHE/src"
-	need_disk 2600 "$FERRULE_CACHE" "unpacking the kernel source"
-	say "fetching the kernel source ($KERNEL_PACKAGE, about 170 MB)"
-	rm -rf "$work"/linux-*
-	apt_update "$KERNEL_PACKAGE"
-	if package_exists "$KERNEL_PACKAGE"; then
-		(cd "$work" && apt-get -q -o APT::Sandbox::User=root download "$KERNEL_PACKAGE")
-	else
-		grep -q '^ID=debian' /etc/os-release ||
-			die "no package $KERNEL_PACKAGE here: set KSRC= to a kernel source of 7.3"
-		with_suite "$KERNEL_SUITE" apt-get -q update
-		(cd "$work" && with_suite "$KERNEL_SUITE" apt-get -q download "$KERNEL_PACKAGE")
-	fi >>"$FERRULE_CACHE/apt.log" 2>&1 ||
-		die "cannot fetch $KERNEL_PACKAGE (is the network there?):" \
-			"$(tail -n 1 "$FERRULE_CACHE/apt.log")"
-	package=$(echo "$work/$KERNEL_PACKAGE"_*.deb)
-	say "unpacking the kernel source (1.8 GB, about half a minute)"
-	dpkg-deb --fsys-tarfile "$package" |
-		tar -xO --wildcards './usr/src/linux-source-*.tar.xz' | tar -xJ -C "$work"
-	tree="$work/$KERNEL_PACKAGE"
-	mv "$tree" "$FERRULE_CACHE/src/linux-$(source_version "$tree")"
-	rm -f "$package"
-}
-
 # check_kdir DIR: whether the modules can be built against a kernel of the user's own.
 check_kdir() {
-	local source=$1 text
+	local text
 	[ -e "$1/.config" ] ||
 		die "KDIR=$1 has no .config: name the build directory of a built kernel"
 	grep -q '^CONFIG_RUST=y' "$1/.config" ||
@@ -71,28 +45,27 @@ check_kdir() {
 	[ "$text" = "$("$RUSTC" --version)" ] ||
 		die "KDIR=$1 was built by $text, RUSTC is $("$RUSTC" --version):" \
 			"set RUSTC= to the same compiler"
-	[ ! -e "$1/source" ] || source=$1/source
-	[ -e "$source/drivers/md/dm-path-selector.h" ] ||
-		die "KDIR=$1 has no full kernel source (drivers/md is missing):" \
-			"distribution headers are not enough"
 }
 
-if [ -n "${KDIR:-}" ] && [ "$variant" = release ]; then
+case $variant,${KDIR:-} in
+*,) ;;
+release,* | stock-*)
+	KDIR=$(realpath "$KDIR")
+	# A header package has neither what rust/ is built from nor what it is built to.
+	[ -e "$KDIR/rust" ] || [ -e "$KDIR/source" ] ||
+		exec "$FERRULE_ROOT/scripts/headers.sh" "$KDIR"
 	: "${RUSTC:?run scripts/tools.sh first}"
-	check_kdir "$(realpath "$KDIR")"
-	realpath "$KDIR"
+	check_kdir "$KDIR"
+	echo "$KDIR"
 	exit
-fi
+	;;
+esac
 
-if [ -z "${KSRC:-}" ]; then
-	if [ ! -e "$(cached_source)" ]; then
-		lock_cache source
-		[ -e "$(cached_source)" ] || fetch_source
-	fi
-	KSRC=$(dirname "$(cached_source)")
-else
+if [ -n "${KSRC:-}" ]; then
 	KSRC=$(realpath "$KSRC")
 	[ -e "$KSRC/rust/kernel/lib.rs" ] || die "KSRC=$KSRC is no kernel source tree with Rust"
+else
+	KSRC=$(newest_source "${KERNEL_PACKAGE##*-}" "$KERNEL_SUITE")
 fi
 
 : "${LLVM:?run scripts/tools.sh first}" "${RUSTC:?}" "${BINDGEN:?}"
@@ -112,7 +85,8 @@ key=$({
 build="$FERRULE_CACHE/build/$variant-$version-$key"
 
 done_already() {
-	[ -e "$build/.complete" ] || return 0
+	[ -e "$build/.complete" ] || { [ -n "$only_prepare" ] && [ -e "$build/.prepared" ]; } ||
+		return 0
 	echo "$build"
 	exit
 }
@@ -143,6 +117,15 @@ if [ ! -e "$build/.configured" ]; then
 	done)
 	[ -z "$missing" ] || die "the configuration does not take: $(echo "$missing" | tr '\n' ' ')"
 	touch "$build/.configured"
+fi
+
+if [ -n "$only_prepare" ]; then
+	say "building what modules need of the $variant kernel (two minutes or so on two cores)"
+	make_kernel -s -j"$(nproc)" modules_prepare >"$build/prepare.log" 2>&1 ||
+		die "modules_prepare failed: $(tail -n 3 "$build/prepare.log")"
+	touch "$build/.prepared"
+	echo "$build"
+	exit
 fi
 
 have=$(find "$build" -name '*.o' | wc -l)

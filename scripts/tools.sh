@@ -4,6 +4,7 @@
 # Find the tools, installing what is missing (as root, on Debian and Ubuntu). Arguments:
 #
 #	build	compilers, bindgen, kernel build dependencies
+#	stock	what it takes to fetch a distribution's kernel and to build modules for it
 #	vm	QEMU, virtme-ng, and what runs in the guest
 #	test	cargo, for the host unit tests; libvirt, for those of balloonctl; file servers,
 #		unpacked for guests
@@ -20,6 +21,7 @@ RUSTC_MIN=1.85.0
 
 BUILD_PACKAGES=(bc bison ccache cpio flex gcc kmod libc6-dev libelf-dev libssl-dev make perl
 	pkg-config util-linux xz-utils zstd)
+STOCK_PACKAGES=(make mmdebstrap util-linux xz-utils)
 VM_PACKAGES=(busybox-static dmsetup e2fsprogs fio iproute2 kmod lvm2 multipath-tools open-iscsi
 	procps psmisc sg3-utils sysstat thin-provisioning-tools udev util-linux xfsprogs)
 # Their services are not for this machine: they would start here, and each time that it starts.
@@ -181,6 +183,11 @@ build_tools() {
 		die "bindgen was built but does not run"
 }
 
+stock_tools() {
+	apt_install "what a distribution's kernel needs" "${STOCK_PACKAGES[@]}" ||
+		die "apt-get failed, see above"
+}
+
 install_qemu() {
 	apt_update qemu-system-x86
 	apt_install "the emulator" qemu-system-x86 2>/dev/null && return
@@ -260,6 +267,7 @@ mkdir -p "$FERRULE_CACHE/tools"
 for group in "$@"; do
 	case $group in
 	build) build_tools ;;
+	stock) stock_tools ;;
 	vm) vm_tools ;;
 	test) test_tools && libvirt_tools && server_tools ;;
 	lint) test_tools && lint_tools ;;
