@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""A manual page out of a page of Documentation/, by docutils. Arguments: PAGE.rst NAME.SECTION."""
+
+import pathlib
+import re
+import sys
+
+from docutils.core import publish_string
+
+# The manual pages, by the page that each is made of.
+PAGES = {
+    "balloonctl": "balloonctl(1)",
+    "dm-qos": "dm-qos(4)",
+    "mpath-sel": "dm-round-robin-rs(4)",
+    "balloon": "virtio_balloon_rs(4)",
+    "production": "ferrule(7)",
+    "stock": "/usr/share/doc/ferrule-dkms/packages.rst",
+}
+# Sections for those who change the code.
+LEFT_OUT = re.compile(
+    r"^(?:Tests|Beside the C driver)\n([=~-])\1+\n.*?(?=^[^\n=]+\n\1{3,}\n|\Z)", re.M | re.S
+)
+MANUALS = {"1": "User Commands", "4": "Kernel Interfaces", "7": "Miscellanea"}
+TITLE = re.compile(r"^=+\n(.+)\n=+\n", re.M)
+# `text <page.rst>`_
+LINK = re.compile(r"`([^`<]*?)\s*<([\w-]+)\.rst>`_+")
+
+
+def manual(text: str, name: str, section: str) -> str:
+    """The same text, with the head that docutils wants for a manual page, and links to others."""
+    title = TITLE.search(text)
+    if not title:
+        raise ValueError("the page has no title")
+    described = title[1].partition(": ")[2] or f"Ferrule {title[1].lower()}"
+    head = f"{'=' * len(name)}\n{name}\n{'=' * len(name)}\n\n"
+    head += f"{'-' * len(described)}\n{described}\n{'-' * len(described)}\n\n"
+    head += f":Manual section: {section}\n:Manual group: {MANUALS[section]}\n\n"
+    head += "Description\n===========\n\n"
+    text = LINK.sub(lambda link: f"{link[1]} ({PAGES[link[2]]})", text[title.end() :])
+    text = LEFT_OUT.sub("", text)
+    text = text.replace("scripts/balloonctl", "balloonctl")
+    return head + re.sub(r"(?<![\w/-])([\w-]+)\.rst\b", lambda m: PAGES.get(m[1], m[0]), text)
+
+
+def main() -> int:
+    """The command line."""
+    page, target = (pathlib.Path(arg) for arg in sys.argv[1:])
+    name, _, section = target.name.rpartition(".")
+    source = manual(page.read_text(encoding="utf-8"), name, section)
+    settings = {"halt_level": 2, "output_encoding": "utf-8"}
+    made = publish_string(source, writer_name="manpage", settings_overrides=settings)
+    # Narrow columns cannot be adjusted to both sides.
+    target.write_bytes(re.sub(rb"^(\.TH .*)$", rb"\1\n.ad l", made, count=1, flags=re.M))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
