@@ -253,7 +253,8 @@ errors_are_those_of_dm_linear() {
 	remove_both
 	remove_device dust
 	dmsetup create dust --table "0 131072 flakey /dev/d 0 0 60 1 error_writes"
-	make_both mapper/dust iops 50 burst_ms 0
+	# Slow enough that one waits for the other on a slow machine, too.
+	make_both mapper/dust iops 10 burst_ms 0
 	same_io "writes fail, reads do not" EIO at-once read:0:4K*8 write:0:4K*8
 	check "some waited" field_is q write_held_total -gt 0
 	remove_both

@@ -75,7 +75,7 @@ record() {
 	mkdir -p /tmp/cut
 	mount /dev/mapper/q /tmp/cut || return
 	at_exit "! mountpoint -q /tmp/cut || umount /tmp/cut"
-	dmsetup message q 0 set write_iops 60 burst_ms 1
+	dmsetup message q 0 set write_iops 20 burst_ms 1
 	python3 -I "$HERE/files.py" rounds /tmp/cut/files 7 2 25 /tmp/model \
 		dmsetup message log 0 mark || return
 	check "some waited" field_is q write_held_total -gt 10
