@@ -233,6 +233,7 @@ class Demo(DemoTable):
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", default="release", choices=vm.KERNELS)
     parser.add_argument("--kdir", type=pathlib.Path)
     args = parser.parse_args()
     vm.kill_guests_on_signal()
@@ -256,6 +257,7 @@ def main() -> int:
                 f"-device {path.format(number)}",
             ]
         options = vm.Options(
+            kernel=args.kernel,
             kdir=args.kdir,
             memory="1G",
             qmp=True,

@@ -19,6 +19,7 @@ from demo_table import DemoTable
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kernel", default=vm.KERNEL, choices=vm.KERNELS)
     parser.add_argument("--kdir", type=pathlib.Path)
     args = parser.parse_args()
     vm.kill_guests_on_signal()
@@ -28,7 +29,7 @@ def main() -> int:
         with contextlib.ExitStack() as exits:
 
             def boot(what: str, options: vm.Options) -> vm.Guest:
-                options.kdir = args.kdir
+                options.kernel, options.kdir = args.kernel, args.kdir
                 options.log = vm.ROOT / "out" / f"demo-stack-{what}.log"
                 demo.step(f"Booting the {what} (kernel log: {options.log})")
                 guest = exits.enter_context(vm.Guest(options))

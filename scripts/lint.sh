@@ -31,7 +31,7 @@ step() {
 mapfile -t rust < <(files '*.rs')
 mapfile -t c < <(files '*.c' '*.h')
 mapfile -t shell < <(files '*.sh' .ci/run scripts/balloonctl)
-mapfile -t python < <(files '*.py')
+mapfile -t python < <(files '*.py' debian/balloonctl)
 
 # Whole files. "tmpfs tmpfs" is a repeated word to checkpatch, and a command to a shell. Without a
 # tree it does not know the kernel's own names in CamelCase. A total for each clean file would bury
@@ -43,10 +43,11 @@ checkpatch() {
 }
 
 clippy() {
-	# Every feature of the crate is in some module.
+	# Every feature of the crate is in some module. What is compiled is not linked: the kernel's
+	# symbols are not there.
 	scripts/modules.sh "$kdir" out/lint clean >/dev/null 2>&1 || true
 	scripts/modules.sh "$kdir" out/lint CLIPPY=1 \
-		KRUSTFLAGS='-Dwarnings -Dclippy::undocumented_unsafe_blocks' modules
+		KRUSTFLAGS='-Dwarnings -Dclippy::undocumented_unsafe_blocks' .
 }
 
 # What runs on the host, by its own compiler.
@@ -65,6 +66,7 @@ no_unsafe_in_drivers() {
 spdx() {
 	local missing
 	missing=$(files | grep -vE '\.md$|^LICENSES/|Cargo.lock$' |
+		grep -vE '^debian/(changelog|copyright|source/)' |
 		xargs grep -L 'SPDX-License-Identifier')
 	[ -z "$missing" ] || echo "no SPDX header: $missing"
 	[ -z "$missing" ]

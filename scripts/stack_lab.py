@@ -50,12 +50,10 @@ END
 """
 STORAGE = "export DM_DISABLE_UDEV=1 LVM_SYSTEM_DIR=/run/lvm-system\n"
 
-# As `make install` does: modprobe, device mapper and udev find them.
+# As after `make install`: modprobe, device mapper and udev find them.
 INSTALL = """
-modules=/lib/modules/$(uname -r) from=$(readlink -f /lib/modules/$(uname -r))
-rm $modules && mkdir -p $modules/updates && ln -s $from/kernel $modules/ &&
-	cp $from/modules.{order,builtin} $modules/ &&
-	cp $FERRULE_MODULES/{dm-qos/dm-qos,mpath-sel/dm-round-robin-rs}.ko $modules/updates/ && depmod
+modules=/lib/modules/$(uname -r)
+rm $modules && ln -s {installed} $modules
 """
 # What is found on a qos device is found on the multipath device below it as well. Commands of LVM
 # must not look there. Nor must udev: while it looks at a device for the first time, that has none
@@ -272,7 +270,9 @@ class Stack:
             f"{sum(LUN_MIB.values())} of {total * BLOCK // MIB} MiB, {used} blocks used",
             (used, total) == (0, POOL_MIB * MIB // BLOCK),
         )
-        self.machine.check(INSTALL)
+        options = self.machine.options
+        installed = vm.installed_modules(options.kernel, self.machine.kdir)
+        self.machine.check(INSTALL.format(installed=installed))
         self.b("modprobe dm-round-robin-rs")
         self.report.commands("multipathd; iscsiadm -m discovery; iscsiadm -m node --login", "B#")
         self.lab.login()

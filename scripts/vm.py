@@ -3,9 +3,9 @@
 """Run a guest: the one way for demo, tests and benchmarks.
 
 A guest sees the host's root file system (writes go to a tmpfs), and runs commands one after the
-other in one boot. Kernels "release" and "checking" run in QEMU by virtme-ng, with KVM where a real
-probe boot shows that it works and TCG otherwise; "uml" is user-mode Linux, "native" the same
-without checks, for benchmarks.
+other in one boot. Kernels "release" and "checking", and those of distributions ("stock-NAME"), run
+in QEMU by virtme-ng, with KVM where a real probe boot shows that it works and TCG otherwise; "uml"
+is user-mode Linux, "native" the same without checks, for benchmarks.
 
     vm.py run [options] -- COMMAND...     run a command, exit with its status
     vm.py shell [options]                 an interactive shell
@@ -19,9 +19,11 @@ import base64
 import contextlib
 import dataclasses
 import functools
+import lzma
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import socket
 import struct
@@ -33,6 +35,7 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
+import initramfs
 from qemu.qmp import QMPClient
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -75,11 +78,29 @@ SPLATS = (
     "Segfault with no mm",
 )
 TAIL_LINES = 40
+# The kernels of distributions; the first is the one that "stock" means.
+STOCK = [
+    f"stock-{line.split()[0]}"
+    for line in (ROOT / "scripts/config/stock.list").read_text().splitlines()
+    if line and not line.startswith("#")
+]
 # The kernels (scripts/kernel.sh), and which of them are processes of the host.
-KERNELS = ("release", "checking", "uml", "native")
+KERNELS = ("release", "checking", "uml", "native", *STOCK)
 UML = ("uml", "native")
-# A test may take this much longer than it says on an emulated kernel with all checks on.
-SLOWNESS = {"release": 1, "uml": 1, "checking": 6}
+# In a build directory: where virtme-ng finds the modules.
+MODULES = ".virtme_mods/lib/modules/0.0.0"
+# Those of another architecture have a root file system of their own (scripts/stock.sh).
+ARM = [kernel for kernel in STOCK if "arm64" in kernel]
+ARM_ROOT = CACHE / "roots/guest-arm64"
+# A test may take this much longer than it says on an emulated kernel with all checks on, or with
+# all that a distribution has.
+SLOWNESS = {
+    "release": 1,
+    "uml": 1,
+    "checking": 6,
+    **dict.fromkeys(STOCK, 2),
+    **dict.fromkeys(ARM, 4),
+}
 # What an emulated CPU does without: it makes the kernel move and clear memory byte by byte, walk
 # five levels of page tables, and open and close user memory around each access to it.
 COSTLY_IN_EMULATION = {"erms", "fsrm", "fsrs", "fzrm", "fsrc", "la57", "smap"}
@@ -101,6 +122,10 @@ MCONSOLE_MAGIC = 0xCAFEBABE
 MCONSOLE_VERSION = 2
 
 
+# Which kernel guests have that are not told, as those of the tests that the host drives.
+KERNEL = os.environ.get("FERRULE_HOST_KERNEL", "release")
+
+
 class GuestError(Exception):
     """The guest did not do what it was asked: it hung, died or could not start."""
 
@@ -109,7 +134,7 @@ class GuestError(Exception):
 class Options:
     """What a guest is made of."""
 
-    kernel: str = "release"
+    kernel: str = KERNEL
     kdir: pathlib.Path | None = None
     cpus: int = 2
     memory: str = "1G"
@@ -134,6 +159,39 @@ def find_kdir(kernel: str) -> pathlib.Path:
     if not complete:
         raise GuestError(f"there is no {kernel} kernel yet: make kernel KERNEL={kernel}")
     return complete[-1].parent
+
+
+def has_option(name: str) -> bool:
+    """Whether the kernel that guests have was configured with it."""
+    config = (find_kdir(KERNEL) / ".config").read_text()
+    return f"\nCONFIG_{name}=" in config
+
+
+def kernel_module(kdir: pathlib.Path, name: str) -> bytes:
+    """A module of the kernel's own, such as drivers/md/dm-mod."""
+    built = kdir / f"{name}.ko"
+    if built.exists():
+        return built.read_bytes()
+    return lzma.decompress((kdir / MODULES / "kernel" / f"{name}.ko.xz").read_bytes())
+
+
+def installed_modules(kernel: str, kdir: pathlib.Path) -> pathlib.Path:
+    """The kernel's modules and ours, as `make install` leaves them: depmod is slow in a guest."""
+    modules = ROOT / "out" / "modules" / kernel
+    base = ROOT / "out" / "installed" / kernel
+    target = base / "lib/modules/0.0.0"
+    shutil.rmtree(base, ignore_errors=True)
+    (target / "updates").mkdir(parents=True)
+    for name in ("kernel", "extra"):
+        if (kdir / MODULES / name).exists():
+            subprocess.run(["cp", "-as", (kdir / MODULES / name).resolve(), target], check=True)
+    for index in (kdir / MODULES).glob("modules.[bo]*"):
+        shutil.copy(index, target)
+    for folder in ("dm-qos", "mpath-sel", "balloon"):
+        for module in (modules / folder).glob("*.ko"):
+            shutil.copy(module, target / "updates")
+    subprocess.run(["depmod", "-b", base, "0.0.0"], check=True)
+    return target
 
 
 def kvm_works(image: pathlib.Path) -> bool:
@@ -211,6 +269,8 @@ def vng_command(
         parameters += EMULATED_PARAMETERS
     if qmp_socket:
         qemu_opts.append(f"-qmp unix:{qmp_socket},server=on,wait=off")
+    if options.kernel in STOCK:
+        qemu_opts.append(f"-initrd {root_initrd(kdir)}")
     if not options.udev:
         # QEMU takes the last one: this is instead of what virtme-ng tells the kernel.
         own = [*own_init(kdir), *parameters]
@@ -223,20 +283,66 @@ def vng_command(
     return command
 
 
+def root_initrd(kdir: pathlib.Path, busybox: str = "/bin/busybox") -> pathlib.Path:
+    """An initramfs for a kernel that has what its root file system needs as modules."""
+    file = kdir / "initramfs"
+    if not file.exists():
+        new = pathlib.Path(tempfile.mkstemp(dir=kdir)[1])
+        new.write_bytes(initramfs.root_by_modules(kdir / MODULES, pathlib.Path(busybox)))
+        new.rename(file)
+    return file
+
+
 def own_init(kdir: pathlib.Path) -> list[str]:
     """Kernel parameters for a guest with an init of our own, which does no more than is needed."""
     return [
         "console=ttyS0",
         "root=/dev/root",
         "rootfstype=9p",
-        # Nobody else writes what is read here: let it be cached.
-        "rootflags=version=9p2000.L,trans=virtio,access=any,msize=524288,cache=loose",
+        f"rootflags={initramfs.ROOT_OPTIONS}",
         "ro",
         "panic=-1",
         f"init={GUEST_SCRIPTS / 'init.sh'}",
         f"ferrule_scripts={GUEST_SCRIPTS}",
-        f"ferrule_modules={kdir / '.virtme_mods/lib/modules/0.0.0'}",
+        f"ferrule_modules={kdir / MODULES}",
     ]
+
+
+def arm_command(
+    options: Options, kdir: pathlib.Path, log: pathlib.Path, qmp_socket: pathlib.Path | None
+) -> list[str]:
+    """The command line of an emulated arm64 machine, whose programs are those of a root."""
+    command = ["qemu-system-aarch64", "-machine", "virt,mem-merge=off", "-nodefaults", "-nographic"]
+    # Pointer authentication as in the architecture is costly to emulate.
+    command += ["-cpu", "max,pauth-impdef=on", "-smp", str(options.cpus), "-m", options.memory]
+    command += ["-kernel", str(kdir / image_of(options.kernel)), "-no-reboot"]
+    command += ["-initrd", str(root_initrd(kdir, f"{ARM_ROOT}/usr/bin/busybox"))]
+    command += ["-chardev", f"file,id=log,path={log},append=on", "-serial", "chardev:log"]
+    command += ["-chardev", "stdio,id=session,signal=off", "-device", "virtio-serial-pci"]
+    command += ["-device", "virtserialport,chardev=session,name=virtme.stdin"]
+    for tag, path in ((initramfs.ROOT_TAG, ARM_ROOT), (initramfs.HOST_TAG, "/")):
+        name = tag.replace("/", "")
+        settings = "security_model=none,readonly=on,multidevs=remap"
+        command += ["-fsdev", f"local,id={name},path={path},{settings}"]
+        command += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={tag}"]
+    if qmp_socket:
+        command += ["-qmp", f"unix:{qmp_socket},server=on,wait=off"]
+    for opt in options.qemu_opts:
+        command += shlex.split(opt)
+    parameters = [word for word in own_init(kdir) if not word.startswith(("console=", "root"))]
+    parameters += ["console=ttyAMA0", "oops=panic", *options.append]
+    # Mount points in a root file system that is only read.
+    for place in (initramfs.HOST, ROOT, CACHE, "/lib/modules"):
+        pathlib.Path(f"{ARM_ROOT}{place}").mkdir(parents=True, exist_ok=True)
+    parameters += [f"ferrule_host={place}" for place in (ROOT, CACHE)]
+    return [*command, "-append", " ".join(parameters)]
+
+
+def image_of(kernel: str) -> str:
+    """Where in a build directory the kernel's image is."""
+    if kernel in UML:
+        return "linux"
+    return "arch/arm64/boot/Image" if kernel in ARM else "arch/x86/boot/bzImage"
 
 
 def uml_command(options: Options, kdir: pathlib.Path, directory: pathlib.Path) -> list[str]:
@@ -322,8 +428,15 @@ class Guest:
             raise GuestError("told to end")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         session = GUEST_SCRIPTS / "session.sh"
+        if not (self.kdir / image_of(self.options.kernel)).exists():
+            raise GuestError(
+                f"{self.kdir} has no kernel image to boot: KERNEL=stock has a distribution's"
+            )
         if self.options.kernel in UML:
             command = uml_command(self.options, self.kdir, pathlib.Path(self._directory.name))
+        elif self.options.kernel in ARM:
+            socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
+            command = arm_command(self.options, self.kdir, self.log, socket)
         else:
             socket = pathlib.Path(self._directory.name) / "qmp" if self.options.qmp else None
             command = vng_command(self.options, self.kdir, socket)

@@ -83,16 +83,26 @@ module_is_loaded() {
 	grep -q "^${1//-/_} " /proc/modules
 }
 
-# load_module NAME [PARAM=VALUE...]: one of ours by insmod, any other by modprobe.
+# load_module NAME [PARAM=VALUE...]: one of ours by insmod, after what it depends on; any other by
+# modprobe.
 load_module() {
-	local name=$1 file=
+	local name=$1 file=''
 	shift
 	[ -z "$FERRULE_MODULES" ] || file=$(find "$FERRULE_MODULES" -name "$name.ko" -print -quit)
 	if [ -n "$file" ]; then
-		module_is_loaded "$name" || insmod "$file" "$@"
+		module_is_loaded "$name" || {
+			load_dependencies "$name" "$file" && insmod "$file" "$@"
+		}
 	else
 		modprobe "$name" "$@"
 	fi
+}
+
+# load_dependencies NAME FILE: once, for it takes several processes.
+declare -A HAS_DEPENDENCIES=()
+load_dependencies() {
+	[ -z "${HAS_DEPENDENCIES[$1]:-}" ] || return 0
+	modinfo -F depends "$2" | tr ',' '\n' | xargs -r modprobe -a && HAS_DEPENDENCIES[$1]=yes
 }
 
 unload_module() {

@@ -16,11 +16,6 @@ for dir in /dev/shm /run /var/tmp /mnt; do
 	mount -t tmpfs tmpfs "$dir"
 done
 mkdir -p /run/lock /run/lvm /run/tmp/upper /run/tmp/work
-# The checkout may be there.
-mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
-mount -t configfs configfs /sys/kernel/config
-mount -t debugfs debugfs /sys/kernel/debug
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 for word in $(</proc/cmdline); do
 	case $word in
@@ -31,6 +26,17 @@ for word in $(</proc/cmdline); do
 		;;
 	esac
 done
+
+# Kernels of distributions have as modules what the custom one has built in, and udev, which would
+# load drivers for what is there, does not run.
+[ -e /sys/bus/scsi/drivers/sd ] ||
+	modprobe -a -q configfs loop sd_mod sg virtio_blk virtio_net virtio_scsi
+
+# The checkout may be there.
+mount -t overlay -o lowerdir=/tmp,upperdir=/run/tmp/upper,workdir=/run/tmp/work tmp /tmp
+mount -t configfs configfs /sys/kernel/config
+mount -t debugfs debugfs /sys/kernel/debug
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 
 ip link set lo up
 # Under QEMU the session finds its ports.

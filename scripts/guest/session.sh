@@ -11,7 +11,14 @@ port() {
 }
 
 if [ ! -e /dev/virtio-ports ] && [ -n "$(port stdin)" ]; then
-	exec <"$(port stdin)" >"$(port stdout)"
+	exec {both}<>"$(port stdin)" <&"$both"
+	# There may be one port only.
+	if [ -n "$(port stdout)" ]; then
+		exec >"$(port stdout)"
+	else
+		exec >&"$both"
+	fi
+	exec {both}>&-
 fi
 
 mark=$'\x1eferrule-status '

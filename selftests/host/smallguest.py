@@ -8,23 +8,21 @@ first is its console.
 
 import base64
 import contextlib
-import os
 import pathlib
 import shlex
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
 import time
 
 import vm
+from initramfs import FOLDER, LINK, PROGRAM, cpio
 
-# Which kernel, and how many times as long as on the release kernel anything may take there.
-KERNEL = os.environ.get("FERRULE_HOST_KERNEL", "release")
-SLOWNESS = vm.SLOWNESS[KERNEL]
+# How many times as long as on the release kernel anything may take.
+SLOWNESS = vm.SLOWNESS[vm.KERNEL]
 # In MiB. On the checking kernel KASAN and kmemleak have a good part of it.
-MEMORY = 1024 if KERNEL == "checking" else 512
+MEMORY = 1024 if vm.KERNEL == "checking" else 512
 # Where a device can be plugged in.
 PORT = "-device pcie-root-port,id=port0,chassis=7"
 MIB = 1 << 20
@@ -38,6 +36,15 @@ mount -t sysfs sysfs /sys
 mount -t debugfs debug /sys/kernel/debug
 mount -t devtmpfs dev /dev
 mount -t tmpfs -o size=100% tmpfs /tmp
+if [ -e /virtio_blk.ko ]; then
+	# What the kernel does by itself when it has the driver built in.
+	insmod /virtio_blk.ko
+	for word in $(cat /proc/cmdline); do
+		case $word in
+		resume=*) cat "/sys/class/block/${word##*/}/dev" >/sys/power/resume ;;
+		esac
+	done
+fi
 echo 7 >/proc/sys/kernel/printk
 exec 3</dev/ttyS1 4>/dev/ttyS1
 stty raw -echo <&3
@@ -50,31 +57,23 @@ done
 """
 
 
-def cpio(files: dict[str, tuple[int, bytes]]) -> bytes:
-    """An archive as the kernel unpacks it (newc): mode and contents by name."""
-    archive = b""
-    for inode, (name, (mode, data)) in enumerate([*files.items(), ("TRAILER!!!", (0, b""))], 1):
-        encoded = name.encode() + b"\0"
-        fields = [inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(encoded), 0]
-        archive += b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
-        archive += b"\0" * (-len(archive) % 4) + data
-        archive += b"\0" * (-len(archive) % 4)
-    return archive
-
-
 def initramfs(kdir: pathlib.Path) -> bytes:
     """What the guest has."""
-    program, folder = stat.S_IFREG | 0o755, stat.S_IFDIR | 0o755
-    ours = vm.ROOT / "out/modules" / KERNEL / "balloon/virtio_balloon_rs.ko"
-    theirs = kdir / "drivers/virtio/virtio_balloon.ko"
+    ours = vm.ROOT / "out/modules" / vm.KERNEL / "balloon/virtio_balloon_rs.ko"
+    modules = ["drivers/virtio/virtio_balloon"]
+    if vm.KERNEL in vm.STOCK:
+        modules.append("drivers/block/virtio_blk")
     return cpio(
         {
-            **{name: (folder, b"") for name in ("bin", "proc", "sys", "dev", "tmp")},
-            "bin/busybox": (program, pathlib.Path("/bin/busybox").read_bytes()),
-            "bin/sh": (stat.S_IFLNK | 0o777, b"busybox"),
-            "init": (program, INIT.encode()),
-            "virtio_balloon_rs.ko": (program, ours.read_bytes()),
-            "virtio_balloon.ko": (program, theirs.read_bytes()),
+            **{name: (FOLDER, b"") for name in ("bin", "proc", "sys", "dev", "tmp")},
+            "bin/busybox": (PROGRAM, pathlib.Path("/bin/busybox").read_bytes()),
+            "bin/sh": (LINK, b"busybox"),
+            "init": (PROGRAM, INIT.encode()),
+            "virtio_balloon_rs.ko": (PROGRAM, ours.read_bytes()),
+            **{
+                f"{pathlib.Path(name).name}.ko": (PROGRAM, vm.kernel_module(kdir, name))
+                for name in modules
+            },
         }
     )
 
@@ -102,7 +101,7 @@ class SmallGuest:
         self.memory = memory
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
         directory = pathlib.Path(self._directory.name)
-        kdir = vm.find_kdir(KERNEL)
+        kdir = vm.find_kdir(vm.KERNEL)
         image = kdir / "arch/x86/boot/bzImage"
         initrd = directory / "initrd"
         initrd.write_bytes(initramfs(kdir))

@@ -15,7 +15,7 @@ import vm
 from balloonguest import MIB, Balloon
 
 TOOL = vm.ROOT / "scripts" / "balloonctl"
-MODULE = vm.ROOT / "out/modules/release/balloon/virtio_balloon_rs.ko"
+MODULE = vm.ROOT / "out/modules" / vm.KERNEL / "balloon/virtio_balloon_rs.ko"
 BUSYBOX = pathlib.Path("/bin/busybox")
 URI = "qemu:///session"
 MEMORY = 256
@@ -137,7 +137,7 @@ def libvirt_fixture():
             pytest.skip("no user namespaces here")
         directory = libvirt.directory
         write_initrd(directory / "initrd")
-        kernel = vm.find_kdir("release") / "arch/x86/boot/bzImage"
+        kernel = vm.find_kdir(vm.KERNEL) / "arch/x86/boot/bzImage"
         text = DOMAIN.format(memory=MEMORY, kernel=kernel, directory=directory)
         (directory / "guest.xml").write_text(text)
         with (

@@ -14,7 +14,6 @@ import subprocess
 import pytest
 import vm
 from conftest import ROOT, kernel_make
-from smallguest import KERNEL
 
 AREAS = ("rust", "balloon", "dm-qos", "mpath-sel")
 MODULES = (
@@ -29,7 +28,7 @@ TIMEOUT = 3600
 @pytest.fixture(name="tree", scope="module")
 def tree_fixture(tmp_path_factory):
     """A kernel source tree of its own, with Ferrule in it."""
-    source = (vm.find_kdir(KERNEL) / "source").resolve()
+    source = (vm.find_kdir(vm.KERNEL) / "source").resolve()
     tree = tmp_path_factory.mktemp("in-tree") / "linux"
     shutil.copytree(source, tree, symlinks=True)
     subprocess.run([ROOT / "scripts/in-tree.sh", tree], check=True)
