@@ -90,7 +90,7 @@ reason() {
 	done
 	if [ -e "$config" ] && ! grep -q '^CONFIG_RUST=y' "$config"; then
 		echo "none, for it was built without Rust (CONFIG_RUST)." \
-			"Debian's kernels have it from 7.0 on: trixie-backports"
+			"Those of trixie-backports and forky have it"
 	elif [[ ! $1 =~ $(setting BUILD_EXCLUSIVE_KERNEL) ]]; then
 		echo "none, for this version of Ferrule is for Linux 7.2 and 7.3"
 	elif [ ! -e "$build/include" ]; then

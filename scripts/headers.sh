@@ -33,7 +33,7 @@ release=$(<"$headers/include/config/kernel.release") ||
 	die "$headers has no include/config/kernel.release: the header package is not whole"
 [ "$(option RUST)" = y ] ||
 	die "the kernel $release was built without Rust (CONFIG_RUST), so no module in Rust can" \
-		"be loaded into it: Debian has Rust from 7.0 on (trixie-backports)"
+		"be loaded into it: those of trixie-backports and forky have Rust"
 [ -e "$headers/Module.symvers" ] ||
 	die "$headers has no Module.symvers: the header package is not whole"
 [ "$(option MODULE_SIG_FORCE)" != y ] ||
