@@ -23,6 +23,10 @@ else
 		CLIPPY_DRIVER="$(dirname "$RUSTC")/clippy-driver")
 	if grep -q '^CONFIG_CC_IS_CLANG=y' "$kdir/.config"; then
 		arguments+=(LLVM="$LLVM" CC="ccache clang${LLVM#1}")
+	else
+		# Debian's name has the version.
+		compiler=$(sed -n 's/^CONFIG_CC_VERSION_TEXT="\([^ ]*\).*/\1/p' "$kdir/.config")
+		! command -v "$compiler" >/dev/null || arguments+=(CC="$compiler")
 	fi
 	if grep -q '^CONFIG_UML=y' "$kdir/.config"; then
 		arguments+=(ARCH=um)
