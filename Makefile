@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 # Which kernel: release, checking, uml, or native, for benchmarks (scripts/config/), or one of a
 # distribution: stock:NAME (scripts/config/stock.list). A colon is no part of a folder's name.
 all := $(if $(KERNEL),,all)
-KERNEL ?= $(if $(filter demo demo-stack vm check,$(MAKECMDGOALS)),stock,release)
+KERNEL ?= $(if $(filter demo demo-stack vm,$(MAKECMDGOALS)),stock,release)
 stock := $(shell awk '!/^\#/ && NF { print $$1; exit }' scripts/config/stock.list)
 override KERNEL := $(patsubst stock:%,stock-%,$(patsubst stock,stock:$(stock),$(KERNEL)))
 # What building for it takes. For a given KDIR that may be compilers.
@@ -30,7 +30,7 @@ help: ## this list
 	@echo 'Ferrule: memory and storage virtualisation for Linux, in Rust. Commands:'
 	@sed -n 's/^\([a-zA-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14 | sed 's/^/  make /'
 	@echo
-	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo, check and vm without it),'
+	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo and vm without it),'
 	@echo 'release (built here: all others without it), checking or uml; T=PATTERN (check), B=NAME (bench),'
 	@echo 'KDIR=a built kernel of your own, or the headers of one, KSRC=a kernel source tree of your own,'
 	@echo 'RUSTC, LLVM (such as -22), BINDGEN, V=1, FERRULE_CACHE (source, kernels, tools; ~/.cache/ferrule),'
