@@ -15,7 +15,8 @@ PAGES = {
     "mpath-sel": "dm-round-robin-rs(4)",
     "balloon": "virtio_balloon_rs(4)",
     "production": "ferrule(7)",
-    "stock": "/usr/share/doc/ferrule-dkms/packages.rst",
+    "packages": "/usr/share/doc/ferrule-dkms/packages.rst",
+    "kernels": "Documentation/kernels.rst in the source",
 }
 # Sections for those who change the code.
 LEFT_OUT = re.compile(
