@@ -164,8 +164,7 @@ make_root() {
 	local root=$1 suite=$2 packages=$3 name=${1##*/} new log mirror line options=()
 	shift 3
 	new=${root%/*}/.new-$name log=$FERRULE_CACHE/root-$name.log
-	# What this machine's apt is told of the mirror: a proxy, or that its lists are old and may
-	# be.
+	# What this machine's apt is told of the mirror: a proxy, or to take lists that are old.
 	while read -r line; do
 		options+=(--aptopt="$line")
 	done < <(apt-config dump | grep -E '^Acquire::(Check-|[a-z]+::Proxy)')
