@@ -8,8 +8,8 @@
 //!
 //! 1. Implement [`Run`] for what the work is about.
 //! 2. Keep an [`OwnedWork`] of it, in place or in an [`Arc`](kernel::sync::Arc).
-//! 3. [`enqueue`](OwnedWork::enqueue) it, from any context, at once or
-//!    [later](OwnedWork::enqueue_after).
+//! 3. [`enqueue`](OwnedWork::enqueue) it, from any context, at once on any queue, or
+//!    [later](OwnedWork::enqueue_after) on one of the system's.
 //! 4. [`disable`](OwnedWork::disable) it where it has to have ended and must not start again.
 //!    Dropping it does that too.
 //!
@@ -25,11 +25,14 @@
 //!
 //! C header: `include/linux/workqueue.h`
 
-use crate::bindings;
-use core::{
-    ops::Deref,
-    ptr, //
+use crate::{
+    bindings,
+    workqueue::{
+        private::Sealed,
+        WorkQueue, //
+    }, //
 };
+use core::ops::Deref;
 use kernel::{
     container_of,
     ffi,
@@ -126,13 +129,14 @@ impl<T: Run> OwnedWork<T> {
     ///
     /// Work that is enqueued already goes to the end of this queue. Work that runs at the moment can
     /// be enqueued, and then runs once more. Does nothing when it is disabled.
-    pub fn enqueue(&self, queue: &Queue) {
-        // SAFETY: `queue` is a valid workqueue. `work` is initialised by the type invariants, and
-        // stays so until it has ended: dropping it waits.
+    pub fn enqueue(&self, queue: &impl WorkQueue) {
+        // SAFETY: `queue` is a valid workqueue, whose destruction waits for work that is queued;
+        // without a delay it is queued at once. `work` is initialised by the type invariants, and stays
+        // so until it has ended: dropping it waits.
         unsafe {
             bindings::mod_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as ffi::c_int,
-                raw(queue),
+                queue.as_raw(),
                 self.work.get(),
                 0,
             )
@@ -141,13 +145,16 @@ impl<T: Run> OwnedWork<T> {
 
     /// Enqueues the work after some time, unless it is enqueued already, for whatever time, or
     /// disabled. Any context.
-    pub fn enqueue_after(&self, queue: &Queue, delay: Delta) {
+    ///
+    /// The queue has to be one that never goes: until the time has come, it does not know of the work,
+    /// and so could not wait for it.
+    pub fn enqueue_after(&self, queue: &'static Queue, delay: Delta) {
         let delay = msecs_to_jiffies(delay.as_millis().clamp(0, i32::MAX.into()) as u32);
-        // SAFETY: As in `enqueue`.
+        // SAFETY: As in `enqueue`; and the queue is still there when the timer fires.
         unsafe {
             bindings::queue_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as ffi::c_int,
-                raw(queue),
+                queue.as_raw(),
                 self.work.get(),
                 delay,
             )
@@ -175,11 +182,6 @@ impl<T: Run> OwnedWork<T> {
     }
 }
 
-fn raw(queue: &Queue) -> *mut bindings::workqueue_struct {
-    // CAST: `Queue` is a transparent wrapper of a `workqueue_struct`.
-    ptr::from_ref(queue).cast_mut().cast()
-}
-
 impl<T: Run> Deref for OwnedWork<T> {
     type Target = T;
 
@@ -198,6 +200,10 @@ impl<T: Run> PinnedDrop for OwnedWork<T> {
 #[kernel::macros::kunit_tests(ferrule_work)]
 mod tests {
     use super::*;
+    use crate::workqueue::{
+        OwnedQueue,
+        Priority, //
+    };
     use kernel::{
         sync::{
             atomic::{
@@ -296,6 +302,20 @@ mod tests {
         drop(work);
         fsleep(Delta::from_millis(50));
         assert_eq!(runs.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_queue_that_is_dropped_has_run_what_was_to_run_later() -> Result {
+        let (work, runs) = counted(1)?;
+        let queue = OwnedQueue::new(c"ferrule_test", Priority::Normal)?;
+        work.enqueue_after(system(), Delta::from_millis(20));
+        // It is not for the system's queue any more.
+        work.enqueue(&queue);
+        drop(queue);
+        assert_eq!(runs.load(Relaxed), 1);
+        fsleep(Delta::from_millis(50));
+        assert_eq!(runs.load(Relaxed), 1);
         Ok(())
     }
 

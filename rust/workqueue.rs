@@ -7,15 +7,20 @@
 //! I/O path makes a queue of its own, with a rescuer:
 //!
 //! 1. Make an [`OwnedQueue`].
-//! 2. [`enqueue`](Queue::enqueue) on it like on any [`Queue`].
+//! 2. [`enqueue`](OwnedQueue::enqueue) on it like on any [`Queue`].
 //! 3. Drop it when nothing will be queued any more; that waits for what is.
 //!
 //! | here | C |
 //! | --- | --- |
 //! | [`OwnedQueue::new`] | `alloc_workqueue("%s", WQ_MEM_RECLAIM \| WQ_UNBOUND, 0, name)` |
 //! | [`OwnedQueue::freezable`] | the same, `WQ_FREEZABLE \| WQ_CPU_INTENSIVE \| WQ_PERCPU` |
+//! | [`OwnedQueue::enqueue`], [`OwnedQueue::try_spawn`] | `queue_work()` |
 //! | [`OwnedQueue::flush`] | `flush_workqueue()` |
 //! | drop | `destroy_workqueue()` |
+//!
+//! An [`OwnedQueue`] takes no delayed work. `destroy_workqueue()` waits for work that is queued, but
+//! knows nothing of work whose timer still runs: the timer would put it on a queue that is gone.
+//! Delayed work goes on the system's queues, which stay.
 //!
 //! Must not be dropped by a work item that runs on it: it would wait for itself. So that
 //! this cannot happen by the way of a reference count, let the owner of the work items own the queue,
@@ -24,14 +29,42 @@
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
 use crate::bindings;
-use core::{
-    ops::Deref,
-    ptr::NonNull, //
+use core::ptr::{
+    self,
+    NonNull, //
 };
 use kernel::{
+    alloc::{
+        AllocError,
+        Flags, //
+    },
     prelude::*,
-    workqueue::Queue, //
+    workqueue::{
+        Queue,
+        RawWorkItem, //
+    }, //
 };
+
+pub(crate) mod private {
+    use crate::bindings;
+
+    pub trait Sealed {
+        /// A workqueue that is valid at least as long as the reference.
+        fn as_raw(&self) -> *mut bindings::workqueue_struct;
+    }
+}
+
+/// A queue that work can be put on to run at once: one of the system's, or an [`OwnedQueue`].
+pub trait WorkQueue: private::Sealed {}
+
+impl private::Sealed for Queue {
+    fn as_raw(&self) -> *mut bindings::workqueue_struct {
+        // CAST: `Queue` is a transparent wrapper of a `workqueue_struct`.
+        ptr::from_ref(self).cast_mut().cast()
+    }
+}
+
+impl WorkQueue for Queue {}
 
 /// How soon a queue's work should run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,21 +125,48 @@ impl OwnedQueue {
         })
     }
 
+    /// Enqueues a work item, as [`Queue::enqueue`]. Any context.
+    pub fn enqueue<W, const ID: u64>(&self, work: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        self.queue().enqueue(work)
+    }
+
+    /// Runs a function as a work item, as [`Queue::try_spawn`]. Any context that `flags` may be used
+    /// in.
+    ///
+    /// # Errors
+    ///
+    /// [`AllocError`] when there is no memory for the work item.
+    pub fn try_spawn<T: FnOnce() + Send + 'static>(
+        &self,
+        flags: Flags,
+        work: T,
+    ) -> Result<(), AllocError> {
+        self.queue().try_spawn(flags, work)
+    }
+
     /// Waits for the work that is queued now. Process context; not from work on this queue.
     pub fn flush(&self) {
         // SAFETY: By the type invariants.
         unsafe { bindings::ferrule_flush_workqueue(self.queue.as_ptr()) }
     }
-}
 
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
+    /// Not to be lent to others: they could put delayed work on it.
+    fn queue(&self) -> &Queue {
         // SAFETY: By the type invariants it is valid as long as `self`.
         unsafe { Queue::from_raw(self.queue.as_ptr()) }
     }
 }
+
+impl private::Sealed for OwnedQueue {
+    fn as_raw(&self) -> *mut bindings::workqueue_struct {
+        self.queue.as_ptr()
+    }
+}
+
+impl WorkQueue for OwnedQueue {}
 
 impl Drop for OwnedQueue {
     fn drop(&mut self) {
