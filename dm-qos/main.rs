@@ -44,7 +44,6 @@ use ferrule::{
         Features,
         Map,
         Mapping,
-        Registration,
         StatusType,
         Target,
         TargetRef, //
@@ -66,25 +65,12 @@ use settings::{
     KEYS, //
 };
 
-module! {
-    type: QosModule,
+ferrule::module_target! {
+    type: Qos,
     name: "dm_qos",
     authors: ["Ferrule"],
     description: "Device-mapper target for I/O service levels",
     license: "GPL",
-}
-
-#[pin_data]
-struct QosModule {
-    #[pin]
-    _target: Registration<Qos>,
-}
-
-impl kernel::InPlaceModule for QosModule {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        let groups = Arc::pin_init(Groups::new(), GFP_KERNEL);
-        try_pin_init!(Self { _target <- Registration::new(groups?) })
-    }
 }
 
 /// One table line.
@@ -108,6 +94,10 @@ impl Target for Qos {
 
     type PerBio = Held;
     type Shared = Arc<Groups>;
+
+    fn shared() -> Result<Arc<Groups>> {
+        Arc::pin_init(Groups::new(), GFP_KERNEL)
+    }
 
     fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;

@@ -19,6 +19,7 @@ pub mod compat;
 pub mod device_mapper;
 #[cfg(feature = "balloon")]
 pub mod mm;
+pub mod module;
 pub mod percpu;
 #[cfg(feature = "power")]
 pub mod power;

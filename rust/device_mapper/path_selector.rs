@@ -106,7 +106,8 @@ pub use super::{
 use super::args::Context;
 use crate::{
     bindings,
-    compat::owner, //
+    compat::owner,
+    module::Loading, //
 };
 use core::{
     marker::PhantomData,
@@ -564,12 +565,12 @@ impl<T: PathSelector> Adapter<T> {
     }
 }
 
-/// The registration of a [`PathSelector`] under its names, until it is dropped.
+/// The registration of a [`PathSelector`] under its names, until the module is unloaded.
 ///
 /// # Invariants
 ///
 /// [`PathSelector::NAME`] is registered, and [`PathSelector::ALIAS`] too if `has_alias`; both by
-/// `T`'s [`Adapter`].
+/// `T`'s [`Adapter`]. It is dropped when the module is unloaded.
 pub struct Registration<T: PathSelector> {
     has_alias: bool,
     _selector: PhantomData<fn() -> T>,
@@ -579,14 +580,11 @@ impl<T: PathSelector> Registration<T> {
     /// Registers the selector. [`EBUSY`] when its name is taken; that the alias is taken (or that
     /// there is no memory for it) is not an error, see [`Self::alias`].
     ///
-    /// [`module_path_selector!`](crate::module_path_selector) calls this for a module.
-    ///
-    /// # Safety
-    ///
-    /// The registration must only be dropped when the module is unloaded, or never: priority groups
-    /// refer to what `dm_unregister_path_selector()` frees, and all that keeps it is the reference
-    /// that each of them has to the module.
-    pub unsafe fn register() -> Result<Self> {
+    /// [`module_path_selector!`](crate::module_path_selector) calls this for a module, which nobody
+    /// else can: priority groups refer to what `dm_unregister_path_selector()` frees, and all that
+    /// keeps it is the reference that each of them has to the module.
+    #[doc(hidden)]
+    pub fn register(_loading: Loading) -> Result<Self> {
         let mut named = Adapter::<T>::type_named(T::NAME);
         // SAFETY: `named` is a valid path selector type. It is copied; the name is static.
         to_result(unsafe { bindings::dm_register_path_selector(&mut named) })?;
@@ -598,7 +596,7 @@ impl<T: PathSelector> Registration<T> {
             unsafe { bindings::dm_register_path_selector(&mut named) == 0 }
         });
 
-        // INVARIANT: Both were just registered.
+        // INVARIANT: Both were just registered. The rest is by the invariants of `Loading`.
         Ok(Self {
             has_alias,
             _selector: PhantomData,
@@ -620,7 +618,7 @@ impl<T: PathSelector> Drop for Registration<T> {
         for name in [self.alias(), Some(T::NAME)].into_iter().flatten() {
             let mut named = Adapter::<T>::type_named(name);
             // SAFETY: By the type invariants this name is registered, and by ours; only the name
-            // is looked at. By the requirements of `register` no priority group uses it.
+            // is looked at. No priority group uses it: the module would not be unloaded.
             unsafe { bindings::dm_unregister_path_selector(&mut named) };
         }
     }
@@ -643,12 +641,11 @@ macro_rules! module_path_selector {
             fn init(_module: &'static ::kernel::ThisModule) -> ::kernel::error::Result<Self> {
                 use $crate::device_mapper::path_selector::{PathSelector, Registration};
 
+                // SAFETY: This is the `init` of the module, and its first statement. The
+                // registration goes into the module's data, and nothing fails after it.
+                let loading = unsafe { $crate::module::Loading::begin() }?;
                 let name = <$selector as PathSelector>::NAME;
-
-                // SAFETY: The registration goes into the module's own data, which is dropped when
-                // the module is unloaded: nothing can fail any more, and nobody but `module!`'s
-                // code calls this function.
-                let registration = unsafe { Registration::<$selector>::register() }
+                let registration = Registration::<$selector>::register(loading)
                     .inspect_err(|error| {
                         ::kernel::pr_err!("cannot register {}: {:?}\n", name, error)
                     })?;

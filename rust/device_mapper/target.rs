@@ -23,7 +23,8 @@ use crate::{
         ObservedBio,
         Status, //
     },
-    compat::owner, //
+    compat::owner,
+    module::Loading, //
 };
 use core::{
     fmt,
@@ -132,7 +133,7 @@ pub enum StatusType {
 /// 3. In `map`, direct the bio to a device ([`IncomingBio::remap`], or [`TargetRef::remap`] for
 ///    a linear mapping) and return it in [`Map::Remapped`]; or keep it and return
 ///    [`Map::Submitted`].
-/// 4. Keep a [`Registration`] of the target in the module's struct.
+/// 4. Declare the module with [`module_target!`](crate::module_target), which registers the target.
 ///
 /// # C counterparts
 ///
@@ -140,7 +141,8 @@ pub enum StatusType {
 /// | --- | --- |
 /// | the constants and `HAS_*` | `struct target_type` |
 /// | [`Target::ctr`], [`Drop`] of the implementer | `ctr`, `dtr` |
-/// | [`Target::Shared`] | global variables |
+/// | [`Target::Shared`], [`Target::shared`] | global variables |
+/// | [`module_target!`](crate::module_target) | `module_dm()` |
 /// | [`Target::PerBio`] | `ti->per_io_data_size`, `dm_per_bio_data()` |
 /// | [`Constructor::map_device`] | `dm_get_device()`, `iterate_devices` |
 /// | [`Target::prepare_ioctl`] | `prepare_ioctl` |
@@ -192,6 +194,10 @@ pub enum StatusType {
 ///     type PerBio = ();
 ///     type Shared = ();
 ///
+///     fn shared() -> Result {
+///         Ok(())
+///     }
+///
 ///     fn ctr(
 ///         ti: &mut Constructor<'_, Self>,
 ///         args: &mut Args<'_>,
@@ -211,6 +217,14 @@ pub enum StatusType {
 ///         }
 ///     }
 /// }
+///
+/// module_target! {
+///     type: Linear,
+///     name: "dm_linear_rs",
+///     authors: ["A. Author"],
+///     description: "Linear device-mapper target",
+///     license: "GPL",
+/// }
 /// ```
 #[vtable]
 pub trait Target: Sized + Send + Sync + 'static {
@@ -225,9 +239,16 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// ([`MappedBio::hold`](crate::bio::MappedBio::hold)).
     type PerBio: Send + Sync;
 
-    /// What all targets of this kind share, for as long as they are registered: handed to
-    /// [`Registration::new`], lent by [`Constructor::shared`]. `()` when they share nothing.
+    /// What all targets of this kind share, for as long as they are registered: made by
+    /// [`shared`](Target::shared), lent by [`Constructor::shared`]. `()` when they share nothing.
     type Shared: Send + Sync + 'static;
+
+    /// Makes what all targets of this kind share, when the module is loaded. Process context.
+    ///
+    /// # Errors
+    ///
+    /// One keeps the target from being registered.
+    fn shared() -> Result<Self::Shared>;
 
     /// Makes a target from the words of its table line.
     ///
@@ -649,12 +670,14 @@ struct Private<T> {
     target: T,
 }
 
-/// Keeps a target registered. Device mapper holds a reference on the module for each table line, so
-/// that it is not dropped while the target is in use.
+/// Keeps a target registered until the module is unloaded. Made by
+/// [`module_target!`](crate::module_target) only: device mapper refers to it as long as there is a table
+/// line of this target, each of which holds a reference on the module, and on nothing else.
 ///
 /// # Invariants
 ///
-/// `inner` is registered by `dm_register_target()`, pinned, and unregistered by `drop` only.
+/// `inner` is registered by `dm_register_target()`, pinned, and unregistered by `drop` only, which
+/// is called when the module is unloaded.
 #[pin_data(PinnedDrop)]
 pub struct Registration<T: Target> {
     #[pin]
@@ -671,7 +694,11 @@ impl<T: Target> Registration<T> {
     /// Registers the target. `shared` is what all targets of this kind share.
     ///
     /// Fails with `EEXIST` when there is one of that name.
-    pub fn new(shared: T::Shared) -> impl PinInit<Self, Error> {
+    ///
+    /// # Safety
+    ///
+    /// The result must only be dropped when the module is unloaded, or when there is no table.
+    unsafe fn new(shared: T::Shared) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             // In place before anybody can make a target.
             shared,
@@ -680,13 +707,7 @@ impl<T: Target> Registration<T> {
                 unsafe { slot.write(Adapter::<T>::target_type()) };
                 // SAFETY: It was just initialised, and remains in place until it is unregistered.
                 // INVARIANT: Registered.
-                to_result(unsafe { bindings::dm_register_target(slot) }).inspect_err(|error| {
-                    log_error(format_args!(
-                        "{}: register failed {}\n",
-                        T::NAME.to_bytes().escape_ascii(),
-                        error.to_errno()
-                    ));
-                })
+                to_result(unsafe { bindings::dm_register_target(slot) })
             }),
         })
     }
@@ -695,10 +716,115 @@ impl<T: Target> Registration<T> {
 #[pinned_drop]
 impl<T: Target> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants.
+        // SAFETY: By the type invariants. There is no table that refers to it: the module would not be
+        // unloaded.
         unsafe { bindings::dm_unregister_target(self.inner.get()) }
     }
 }
+
+/// Registers the targets of a module: what [`module_target!`](crate::module_target) is made of.
+#[doc(hidden)]
+pub struct Registrar {
+    _loading: Loading,
+    /// What becomes of the module: the first error, until a target was registered.
+    result: Option<Result>,
+}
+
+impl Registrar {
+    /// The registrar of the module that is being loaded.
+    pub fn new(loading: Loading) -> Self {
+        Self {
+            _loading: loading,
+            result: None,
+        }
+    }
+
+    /// Registers a target, if that can be done. The log says why not.
+    pub fn register<T: Target>(&mut self) -> Option<Pin<KBox<Registration<T>>>> {
+        let registration = T::shared().and_then(|shared| {
+            // SAFETY: By the invariants of `Loading` it goes into the module's data, which are dropped
+            // when the module is unloaded.
+            KBox::pin_init(unsafe { Registration::new(shared) }, GFP_KERNEL)
+        });
+        match registration {
+            Ok(registration) => {
+                self.result = Some(Ok(()));
+                Some(registration)
+            }
+            Err(error) => {
+                log_error(format_args!(
+                    "{}: register failed {}\n",
+                    T::NAME.to_bytes().escape_ascii(),
+                    error.to_errno()
+                ));
+                self.result.get_or_insert(Err(error));
+                None
+            }
+        }
+    }
+
+    /// Whether the module is of use. An error means that nothing is registered: from the first target on
+    /// that is, there may be tables, and nothing may fail.
+    pub fn finish(self) -> Result {
+        self.result.unwrap_or(Ok(()))
+    }
+}
+
+/// Declares a module that is one device-mapper target, or several.
+///
+/// Takes what `module!` takes, with the [`Target`] as its `type`, or several as its `types`:
+///
+/// ```ignore
+/// module_target! {
+///     types: [One, Other],
+///     name: "dm_some",
+///     authors: ["A. Author"],
+///     description: "Device-mapper targets",
+///     license: "GPL",
+/// }
+/// ```
+///
+/// A target that cannot be registered, because there is one of its name, has a line in the log. The
+/// module is not loaded when none could be.
+///
+/// [`Target`]: crate::device_mapper::Target
+#[macro_export]
+macro_rules! module_target {
+    (type: $target:ty, $($f:tt)*) => {
+        $crate::module_target! { types: [$target], $($f)* }
+    };
+    (types: [$($target:ty),+ $(,)?], $($f:tt)*) => {
+        struct TargetModule {
+            _registrations: (
+                $(
+                    ::core::option::Option<
+                        ::core::pin::Pin<
+                            ::kernel::alloc::KBox<$crate::device_mapper::Registration<$target>>,
+                        >,
+                    >,
+                )+
+            ),
+        }
+
+        impl ::kernel::Module for TargetModule {
+            fn init(_module: &'static ::kernel::ThisModule) -> ::kernel::error::Result<Self> {
+                // SAFETY: This is the `init` of the module, and its first statement. The
+                // registrations go into the module's data. `finish` fails only if there are none.
+                let loading = unsafe { $crate::module::Loading::begin() }?;
+                let mut registrar = $crate::device_mapper::Registrar::new(loading);
+                let registrations = ($(registrar.register::<$target>(),)+);
+                registrar.finish()?;
+                ::core::result::Result::Ok(Self { _registrations: registrations })
+            }
+        }
+
+        ::kernel::prelude::module! {
+            type: TargetModule,
+            $($f)*
+        }
+    };
+}
+pub use module_target;
 
 /// The C callbacks of a target.
 struct Adapter<T>(PhantomData<T>);
@@ -1206,6 +1332,115 @@ impl<T: Target> Adapter<T> {
         unsafe {
             let dax = bindings::ferrule_dm_dax_pgoff(ti, dev, start, &mut pgoff);
             bindings::ferrule_dax_recovery_write(dax, pgoff, addr, bytes, iter)
+        }
+    }
+}
+
+#[kernel::macros::kunit_tests(ferrule_dm_target)]
+mod tests {
+    use super::*;
+    use kernel::{
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        ModuleMetadata,
+        ThisModule, //
+    };
+
+    static SHARED: Atomic<i32> = Atomic::new(0);
+
+    /// Counts those of its kind.
+    struct Shared;
+
+    impl Shared {
+        fn new() -> Self {
+            SHARED.fetch_add(1, Relaxed);
+            Self
+        }
+    }
+
+    impl Drop for Shared {
+        fn drop(&mut self) {
+            SHARED.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// The tests are in no module's main crate.
+    struct NoModule;
+
+    impl ModuleMetadata for NoModule {
+        const NAME: &'static CStr = c"ferrule";
+        // SAFETY: As for code that is built in.
+        const THIS_MODULE: ThisModule = unsafe { ThisModule::from_ptr(core::ptr::null_mut()) };
+    }
+
+    /// A target that nobody makes.
+    struct Never<const NUMBER: usize>;
+
+    #[vtable]
+    impl<const NUMBER: usize> Target for Never<NUMBER> {
+        type OwnerModule = NoModule;
+        type PerBio = ();
+        type Shared = Shared;
+
+        const NAME: &'static CStr = [c"ferrule-test-0", c"ferrule-test-1"][NUMBER];
+        const VERSION: [u32; 3] = [1, 0, 0];
+
+        fn shared() -> Result<Shared> {
+            Ok(Shared::new())
+        }
+
+        fn ctr(_: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
+            Err::<Self, _>(args.refuse(format_args!("not to be made")))
+        }
+
+        fn map<'a>(self: Pin<&Self>, _: TargetRef<'a>, bio: IncomingBio<'a>) -> Map<'a, ()> {
+            Map::Kill(bio)
+        }
+
+        fn status(self: Pin<&Self>, _: TargetRef<'_>, _: StatusType, _: &mut StatusWriter<'_>) {}
+    }
+
+    fn registrar() -> Registrar {
+        // SAFETY: Nobody makes a table of targets of the test.
+        Registrar::new(unsafe { Loading::of_a_test() })
+    }
+
+    #[test]
+    fn a_module_without_any_target_is_not_loaded() {
+        let mut first = registrar();
+        let registered = first.register::<Never<0>>();
+        assert!(registered.is_some());
+        assert!(first.finish().is_ok());
+
+        let mut second = registrar();
+        assert!(second.register::<Never<0>>().is_none());
+        assert!(second.finish().is_err());
+        assert_eq!(SHARED.load(Relaxed), 1);
+        drop(registered);
+        assert_eq!(SHARED.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_target_whose_name_is_taken_does_not_fail_the_others() {
+        let mut first = registrar();
+        let registered = first.register::<Never<0>>();
+        assert!(registered.is_some());
+
+        for is_last in [false, true] {
+            let mut second = registrar();
+            let mut count = 0;
+            for attempt in [is_last, !is_last] {
+                if attempt {
+                    // Dropped at once.
+                    count += usize::from(second.register::<Never<1>>().is_some());
+                } else {
+                    count += usize::from(second.register::<Never<0>>().is_some());
+                }
+            }
+            assert_eq!(count, 1);
+            assert!(second.finish().is_ok());
         }
     }
 }

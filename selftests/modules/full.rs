@@ -39,6 +39,10 @@ impl Target for Full {
     type PerBio = ();
     type Shared = ();
 
+    fn shared() -> Result {
+        Ok(())
+    }
+
     fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         args.finish()?;

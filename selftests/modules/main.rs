@@ -21,7 +21,6 @@ use ferrule::{
         Features,
         Map,
         Mapping,
-        Registration,
         StatusType,
         Target,
         TargetRef, //
@@ -29,29 +28,12 @@ use ferrule::{
 };
 use kernel::prelude::*;
 
-module! {
-    type: LinearModule,
+ferrule::module_target! {
+    types: [Linear, full::Full],
     name: "dm_linear_rs",
     authors: ["Ferrule"],
     description: "Linear device-mapper target in Rust",
     license: "GPL",
-}
-
-#[pin_data]
-struct LinearModule {
-    #[pin]
-    _target: Registration<Linear>,
-    #[pin]
-    _other: Registration<full::Full>,
-}
-
-impl kernel::InPlaceModule for LinearModule {
-    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            _target <- Registration::new(()),
-            _other <- Registration::new(()),
-        })
-    }
 }
 
 struct Linear {
@@ -71,6 +53,10 @@ impl Target for Linear {
 
     type PerBio = ();
     type Shared = ();
+
+    fn shared() -> Result {
+        Ok(())
+    }
 
     fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
