@@ -15,12 +15,12 @@ use ferrule::{
     },
     power::Sleeper,
     virtio::{
+        BalloonConfig,
         Buffer,
         ByteOrder,
         Config,
         Device,
         Direction,
-        Field,
         VirtQueue,
         WakeupSource, //
     }, //
@@ -48,15 +48,6 @@ use kernel::{
 pub(crate) const WAKE_RESIZE: u32 = 1 << 0;
 /// Reason to stay awake: the host waits for statistics.
 pub(crate) const WAKE_REPORT: u32 = 1 << 1;
-
-/// How many units the host wants in the balloon.
-const NUM_PAGES: Field<u32> = Field::new(0);
-/// How many units are in the balloon.
-const ACTUAL: Field<u32> = Field::new(4);
-/// Whether the host wants to hear of free memory, and in answer to what.
-const HINT_COMMAND: Field<u32> = Field::new(8);
-/// What free memory is filled with, and has to be when it comes back from the host.
-const POISON_VAL: Field<u32> = Field::new(12);
 
 /// How often a wait for the host looks whether there is still a device and a use in waiting.
 pub(crate) const STEP: Delta = Delta::from_millis(100);
@@ -124,7 +115,7 @@ pub(crate) struct Host {
     #[pin]
     pub(crate) wakeup: WakeupSource,
     order: ByteOrder,
-    config: Config,
+    config: Config<BalloonConfig>,
     /// The host may want another size than it did.
     has_changed: Atomic<bool>,
     /// Nobody waits for long for the host any more: the device is about to be reset.
@@ -192,7 +183,7 @@ impl Host {
                 units,
                 wakeup <- WakeupSource::new(vdev),
                 order: vdev.byte_order(),
-                config: vdev.config(),
+                config: vdev.config()?,
                 has_changed: Atomic::new(false),
                 is_leaving: Atomic::new(false),
                 is_drowsy: Atomic::new(false),
@@ -270,22 +261,26 @@ impl Host {
 
     /// How large the host wants the balloon, in guest pages.
     pub(crate) fn target_pages(&self) -> Result<u64> {
-        Ok(self.units.target_pages(self.config.read(NUM_PAGES)?))
+        Ok(self
+            .units
+            .target_pages(self.config.read(BalloonConfig::NUM_PAGES)?))
     }
 
     /// What the host wants to hear of free memory.
     pub(crate) fn hint_command(&self) -> Result<u32> {
-        self.config.read(HINT_COMMAND)
+        self.config.read(BalloonConfig::FREE_PAGE_HINT_CMD_ID)
     }
 
     /// Tells the host what free memory is filled with.
     pub(crate) fn set_poison(&self, byte: u8) -> Result {
-        self.config.write(POISON_VAL, u32::from_le_bytes([byte; 4]))
+        self.config
+            .write(BalloonConfig::POISON_VAL, u32::from_le_bytes([byte; 4]))
     }
 
     /// Tells the host how large the balloon is.
     pub(crate) fn set_actual(&self, pages: usize) -> Result {
-        self.config.write(ACTUAL, self.units.in_units(pages as u64))
+        self.config
+            .write(BalloonConfig::ACTUAL, self.units.in_units(pages as u64))
     }
 
     /// Gets an empty message for one way, waiting for one if all are with the host.

@@ -20,7 +20,8 @@
 //! | `MODULE_DEVICE_TABLE(virtio, ...)` | [`virtio_device_table!`](crate::virtio_device_table) |
 //! | `feature_table`, `virtio_has_feature` | [`Driver::Feature`], [`Features::has`] |
 //! | `__virtio_clear_bit` in `validate` | [`Offer::clear`], [`Offer::clear_transport`] |
-//! | `virtio_cread_le`, `virtio_cwrite_le` | [`Config::read`], [`Config::write`] of a [`Field`] |
+//! | `struct virtio_balloon_config` and its like | [`BalloonConfig`] and other [`Layout`]s |
+//! | `virtio_cread_le_feature`, `virtio_cwrite_le` | [`Config::read`], [`Config::write`] of a [`Field`] |
 //! | `cpu_to_virtio32` ... | [`ByteOrder`] |
 //! | `virtio_find_vqs` | [`Device::find_vqs`] |
 //! | `virtio_reset_device`, `del_vqs` | [`Device::delete_vqs`] |
@@ -71,11 +72,13 @@ pub(crate) use self::wait::WaitQueue;
 pub use self::{
     config::{
         virtio_features,
+        BalloonConfig,
         ByteOrder,
         Config,
         Feature,
         Features,
         Field,
+        Layout,
         LittleEndian,
         TransportFeature, //
     },

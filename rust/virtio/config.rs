@@ -8,7 +8,10 @@ use super::Link;
 use crate::bindings;
 use core::{
     marker::PhantomData,
-    mem, //
+    mem::{
+        self,
+        offset_of, //
+    }, //
 };
 use kernel::{
     ffi,
@@ -46,20 +49,101 @@ macro_rules! impl_little_endian {
 }
 impl_little_endian!(u8 u16 u32 u64);
 
-/// A field of the configuration space: where it is, in bytes, and its type.
-#[derive(Clone, Copy, Debug)]
-pub struct Field<T> {
-    offset: u32,
-    _type: PhantomData<T>,
+/// What is in the configuration space of a type of device. There is one for each type that Ferrule has
+/// a driver for, made from the kernel's own structure of it.
+///
+/// # Safety
+///
+/// The configuration space of each device with the ID [`DEVICE`](Self::DEVICE) has every
+/// [`Field`] of this type that there is: those without a feature always, the others when that was
+/// negotiated.
+pub unsafe trait Layout: 'static {
+    /// The virtio device ID.
+    const DEVICE: u32;
 }
 
-impl<T: LittleEndian> Field<T> {
-    /// The field at an offset in bytes.
-    pub const fn new(offset: u32) -> Self {
-        Self {
-            offset,
-            _type: PhantomData,
+/// A field of the configuration space of a type of device: where it is, what type it has, and with which
+/// feature it is there.
+///
+/// The constants of a [`Layout`], such as [`BalloonConfig`], are all that there are. In C any offset can
+/// be read, whether or not there is anything behind it.
+///
+/// # Invariants
+///
+/// `L` has a field of type `T` at `offset`, in bytes, if `feature` is [`None`] or was negotiated.
+pub struct Field<L, T> {
+    offset: u32,
+    feature: Option<u32>,
+    _type: PhantomData<fn(L) -> T>,
+}
+
+impl<L, T> Clone for Field<L, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L, T> Copy for Field<L, T> {}
+
+/// How large a field of a structure is.
+const fn width<S, F>(_field: fn(&S) -> &F) -> usize {
+    mem::size_of::<F>()
+}
+
+/// Declares a [`Layout`] after a structure of C: each field by its name there, the feature that it
+/// depends on in brackets.
+macro_rules! layout {
+    (
+        $(#[$meta:meta])*
+        $name:ident = $device:ident, $raw:ident {
+            $(
+                $(#[$field_meta:meta])*
+                $field:ident: $type:ty = $raw_field:ident $([$feature:ident])?,
+            )*
         }
+    ) => {
+        $(#[$meta])*
+        pub enum $name {}
+
+        $(
+            kernel::static_assert!(
+                width(|config: &bindings::$raw| &config.$raw_field) == mem::size_of::<$type>()
+            );
+        )*
+
+        impl $name {
+            $(
+                $(#[$field_meta])*
+                // INVARIANT: It is a field of the C structure.
+                pub const $field: Field<Self, $type> = Field {
+                    offset: offset_of!(bindings::$raw, $raw_field) as u32,
+                    feature: layout!(@feature $($feature)?),
+                    _type: PhantomData,
+                };
+            )*
+        }
+
+        // SAFETY: Every device with this ID has the configuration space that the C structure
+        // describes, up to the last field whose feature it has.
+        unsafe impl Layout for $name {
+            const DEVICE: u32 = bindings::$device;
+        }
+    };
+    (@feature) => { None };
+    (@feature $feature:ident) => { Some(bindings::$feature) };
+}
+
+layout! {
+    /// That of a memory balloon (`struct virtio_balloon_config`).
+    BalloonConfig = VIRTIO_ID_BALLOON, virtio_balloon_config {
+        /// How many units of 4 KiB the host wants in the balloon.
+        NUM_PAGES: u32 = num_pages,
+        /// How many units are in the balloon.
+        ACTUAL: u32 = actual,
+        /// Whether the host wants to hear of free memory, and in answer to what.
+        FREE_PAGE_HINT_CMD_ID: u32 = __bindgen_anon_1 [VIRTIO_BALLOON_F_FREE_PAGE_HINT],
+        /// What free memory is filled with, and has to be when it comes back from the host.
+        POISON_VAL: u32 = poison_val [VIRTIO_BALLOON_F_PAGE_POISON],
     }
 }
 
@@ -67,14 +151,49 @@ impl<T: LittleEndian> Field<T> {
 ///
 /// It may be kept for as long as one likes: once the device is unbound, everything returns
 /// [`ENODEV`].
-#[derive(Clone)]
-pub struct Config {
+///
+/// # Invariants
+///
+/// `link` is that of a device with the ID [`Layout::DEVICE`].
+pub struct Config<L> {
     link: Arc<Link>,
+    _layout: PhantomData<fn(L)>,
 }
 
-impl Config {
-    pub(super) fn new(link: Arc<Link>) -> Self {
-        Self { link }
+impl<L> Clone for Config<L> {
+    fn clone(&self) -> Self {
+        Self {
+            link: self.link.clone(),
+            _layout: PhantomData,
+        }
+    }
+}
+
+impl<L: Layout> Config<L> {
+    /// The configuration space of the device with this ID and link. [`None`] if it is laid out otherwise.
+    pub(super) fn new(id: u32, link: Arc<Link>) -> Option<Self> {
+        // INVARIANT: It has this ID.
+        (id == L::DEVICE).then_some(Self {
+            link,
+            _layout: PhantomData,
+        })
+    }
+
+    /// Calls a function with the device, and the offset of a field that it has.
+    fn with_field<T>(
+        &self,
+        field: Field<L, T>,
+        f: impl FnOnce(*mut bindings::virtio_device, u32) -> ffi::c_int,
+    ) -> Result {
+        self.link.with_device(|vdev| {
+            if let Some(feature) = field.feature {
+                // SAFETY: `vdev` is valid and bound, so its features are settled.
+                if !unsafe { bindings::ferrule_virtio_test_bit(vdev, feature) } {
+                    return Err(ENOENT);
+                }
+            }
+            kernel::error::to_result(f(vdev, field.offset))
+        })
     }
 
     /// Reads a field. What comes is what the device says: do not trust it.
@@ -84,19 +203,21 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ENODEV`] when the device is unbound, [`EINVAL`] when it has no configuration space.
-    pub fn read<T: LittleEndian>(&self, field: Field<T>) -> Result<T> {
+    /// [`ENODEV`] when the device is unbound, [`ENOENT`] when the field's feature was not negotiated,
+    /// [`EINVAL`] when the device has no configuration space.
+    pub fn read<T: LittleEndian>(&self, field: Field<L, T>) -> Result<T> {
         let mut value = T::default();
-        self.link.with_device(|vdev| {
-            // SAFETY: `vdev` is valid and bound, and `value` has room for the field.
-            kernel::error::to_result(unsafe {
+        self.with_field(field, |vdev, offset| {
+            // SAFETY: `vdev` is valid and bound, and `value` has room for the field. By the invariants of
+            // `Config` and `Field` the device has it.
+            unsafe {
                 bindings::ferrule_virtio_cread(
                     vdev,
-                    field.offset,
+                    offset,
                     (&raw mut value).cast(),
                     mem::size_of::<T>() as ffi::c_uint,
                 )
-            })
+            }
         })?;
         Ok(T::from_le(value))
     }
@@ -106,18 +227,19 @@ impl Config {
     /// # Errors
     ///
     /// Those of [`read`](Self::read).
-    pub fn write<T: LittleEndian>(&self, field: Field<T>, value: T) -> Result {
+    pub fn write<T: LittleEndian>(&self, field: Field<L, T>, value: T) -> Result {
         let value = value.to_le();
-        self.link.with_device(|vdev| {
-            // SAFETY: `vdev` is valid and bound, and `value` is as large as the field.
-            kernel::error::to_result(unsafe {
+        self.with_field(field, |vdev, offset| {
+            // SAFETY: `vdev` is valid and bound, and `value` is as large as the field. By the invariants
+            // of `Config` and `Field` the device has it.
+            unsafe {
                 bindings::ferrule_virtio_cwrite(
                     vdev,
-                    field.offset,
+                    offset,
                     (&raw const value).cast(),
                     mem::size_of::<T>() as ffi::c_uint,
                 )
-            })
+            }
         })
     }
 }
@@ -271,6 +393,21 @@ mod tests {
         assert!(!features.has(Some::First));
         assert!(features.has(Some::Fifth));
         assert!(features.has(Some::Last));
+    }
+
+    #[test]
+    fn fields_are_where_the_specification_has_them() {
+        let fields = [
+            BalloonConfig::NUM_PAGES,
+            BalloonConfig::ACTUAL,
+            BalloonConfig::FREE_PAGE_HINT_CMD_ID,
+            BalloonConfig::POISON_VAL,
+        ];
+        assert_eq!(fields.map(|field| field.offset), [0, 4, 8, 12]);
+        assert_eq!(
+            fields.map(|field| field.feature),
+            [None, None, Some(3), Some(4)]
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::{
     Config,
     Feature,
     Features,
+    Layout,
     QueueInfo,
     Queues,
     TransportFeature, //
@@ -88,8 +89,12 @@ impl Device<device::Core<'_>> {
     }
 
     /// Access to the configuration space, to keep.
-    pub fn config(&self) -> Config {
-        Config::new(self.link().into())
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] when the device is not of the type that has this layout.
+    pub fn config<L: Layout>(&self) -> Result<Config<L>> {
+        Config::new(self.id(), self.link().into()).ok_or(EINVAL)
     }
 
     /// The directory of the driver in debugfs, which all its devices share. [`None`] without debugfs.
