@@ -5,7 +5,8 @@
 //!
 //! Everything in Ferrule that touches C is here; the drivers are safe Rust. The crate knows none
 //! of them. A module names the parts that it uses (`ferrule-features` in its Kbuild file), so that
-//! it depends on no C subsystem but its own.
+//! it depends on no C subsystem but its own. It is declared by one of the macros of [`module`], and not
+//! by `module!` alone.
 
 // Which parts exist depends on the module.
 #![allow(dead_code, unexpected_cfgs)]

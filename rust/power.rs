@@ -14,7 +14,10 @@
 //!
 //! C header: `include/linux/suspend.h`
 
-use crate::bindings;
+use crate::{
+    bindings,
+    module::InUse, //
+};
 use kernel::{
     container_of,
     ffi,
@@ -48,6 +51,7 @@ pub struct Registration<T: Sleeper> {
     sleeper: Arc<T>,
     #[pin]
     block: Opaque<bindings::notifier_block>,
+    _in_use: InUse,
 }
 
 // SAFETY: It can be unregistered by any thread.
@@ -60,6 +64,7 @@ impl<T: Sleeper> Registration<T> {
     pub fn new(sleeper: Arc<T>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             sleeper,
+            _in_use: InUse::new(),
             // INVARIANT: Registered when it succeeds. Last: it may be called at once.
             block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
                 // SAFETY: `slot` is valid for writes, stays in place, and is unregistered before it

@@ -11,8 +11,7 @@
 //! 3. Implement [`Driver`]: [`probe`](Driver::probe) asks for the queues with
 //!    [`Device::find_vqs`], takes each out of [`Queues`] as a [`VirtQueue`] of its buffers,
 //!    keeps what it needs ([`Config`], queues) in its data and calls [`Device::ready`].
-//! 4. Make it a module with [`module_virtio_driver!`](crate::module_virtio_driver), or register it
-//!    with [`kernel::driver::Registration`] of its [`Adapter`].
+//! 4. Make it a module with [`module_virtio_driver!`](crate::module_virtio_driver).
 //!
 //! | C | here |
 //! | --- | --- |

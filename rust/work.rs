@@ -27,6 +27,7 @@
 
 use crate::{
     bindings,
+    module::InUse,
     workqueue::{
         private::Sealed,
         WorkQueue, //
@@ -67,6 +68,7 @@ pub struct OwnedWork<T: Run> {
     work: Opaque<bindings::delayed_work>,
     #[pin]
     data: T,
+    _in_use: InUse,
 }
 
 // SAFETY: A `delayed_work` can be used from any thread, and `T: Send`.
@@ -122,6 +124,7 @@ impl<T: Run> OwnedWork<T> {
                 }
             }),
             data <- data,
+            _in_use: InUse::new(),
         }? Error)
     }
 

@@ -28,7 +28,10 @@
 //!
 //! C header: [`include/linux/workqueue.h`](srctree/include/linux/workqueue.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    module::InUse, //
+};
 use core::ptr::{
     self,
     NonNull, //
@@ -85,6 +88,7 @@ pub enum Priority {
 /// `queue` is a valid work queue that this object owns.
 pub struct OwnedQueue {
     queue: NonNull<bindings::workqueue_struct>,
+    _in_use: InUse,
 }
 
 // SAFETY: Work queues may be used and destroyed from any thread.
@@ -122,6 +126,7 @@ impl OwnedQueue {
         // INVARIANT: Just made.
         Ok(Self {
             queue: NonNull::new(queue).ok_or(ENOMEM)?,
+            _in_use: InUse::new(),
         })
     }
 

@@ -635,6 +635,8 @@ macro_rules! module_path_selector {
     (type: $selector:ty, $($f:tt)*) => {
         struct PathSelectorModule {
             _registration: $crate::device_mapper::path_selector::Registration<$selector>,
+            // Last, to be dropped last.
+            _unloading: $crate::module::Unloading,
         }
 
         impl ::kernel::Module for PathSelectorModule {
@@ -642,8 +644,9 @@ macro_rules! module_path_selector {
                 use $crate::device_mapper::path_selector::{PathSelector, Registration};
 
                 // SAFETY: This is the `init` of the module, and its first statement. The
-                // registration goes into the module's data, and nothing fails after it.
-                let loading = unsafe { $crate::module::Loading::begin() }?;
+                // registration goes into the module's data, and nothing fails after it. `unloading` is
+                // the first variable, and so dropped last.
+                let (loading, unloading) = unsafe { $crate::module::begin() }?;
                 let name = <$selector as PathSelector>::NAME;
                 let registration = Registration::<$selector>::register(loading)
                     .inspect_err(|error| {
@@ -659,7 +662,10 @@ macro_rules! module_path_selector {
                     }
                     (None, None) => ::kernel::pr_info!("registered as {}\n", name),
                 }
-                Ok(Self { _registration: registration })
+                Ok(Self {
+                    _registration: registration,
+                    _unloading: unloading,
+                })
             }
         }
 

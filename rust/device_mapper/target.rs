@@ -804,17 +804,23 @@ macro_rules! module_target {
                     >,
                 )+
             ),
+            // Last, to be dropped last.
+            _unloading: $crate::module::Unloading,
         }
 
         impl ::kernel::Module for TargetModule {
             fn init(_module: &'static ::kernel::ThisModule) -> ::kernel::error::Result<Self> {
                 // SAFETY: This is the `init` of the module, and its first statement. The
                 // registrations go into the module's data. `finish` fails only if there are none.
-                let loading = unsafe { $crate::module::Loading::begin() }?;
+                // `unloading` is the first variable, and so dropped last.
+                let (loading, unloading) = unsafe { $crate::module::begin() }?;
                 let mut registrar = $crate::device_mapper::Registrar::new(loading);
                 let registrations = ($(registrar.register::<$target>(),)+);
                 registrar.finish()?;
-                ::core::result::Result::Ok(Self { _registrations: registrations })
+                ::core::result::Result::Ok(Self {
+                    _registrations: registrations,
+                    _unloading: unloading,
+                })
             }
         }
 

@@ -28,7 +28,10 @@
 //! C header: `include/linux/balloon.h`
 
 use super::vmstat::Node;
-use crate::bindings;
+use crate::{
+    bindings,
+    module::InUse, //
+};
 use core::{
     marker::PhantomData,
     ptr::{
@@ -219,6 +222,7 @@ pub struct Balloon<M: Migrate> {
     info: Opaque<bindings::balloon_dev_info>,
     count: Atomic<usize>,
     migrate: M,
+    _in_use: InUse,
 }
 
 // SAFETY: A `balloon_dev_info` can be used from any thread, and `M: Send`.
@@ -245,6 +249,7 @@ impl<M: Migrate> Balloon<M> {
             }),
             count: Atomic::new(0),
             migrate,
+            _in_use: InUse::new(),
         })
     }
 

@@ -13,7 +13,10 @@
 //!
 //! C header: `include/linux/oom.h`
 
-use crate::bindings;
+use crate::{
+    bindings,
+    module::InUse, //
+};
 use kernel::{
     container_of,
     ffi,
@@ -42,6 +45,7 @@ pub struct Registration<T: OutOfMemory> {
     giver: Arc<T>,
     #[pin]
     block: Opaque<bindings::notifier_block>,
+    _in_use: InUse,
 }
 
 // SAFETY: It can be unregistered by any thread.
@@ -54,6 +58,7 @@ impl<T: OutOfMemory> Registration<T> {
     pub fn new(giver: Arc<T>, priority: i32) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             giver,
+            _in_use: InUse::new(),
             // INVARIANT: Registered when it succeeds. Last: it may be called at once.
             block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
                 // SAFETY: `slot` is valid for writes, stays in place, and is unregistered before it

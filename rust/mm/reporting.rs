@@ -19,6 +19,7 @@
 
 use crate::{
     bindings,
+    module::InUse,
     virtio::{
         Direction,
         Lend,
@@ -141,6 +142,7 @@ pub struct Registration<R: Reporter> {
     gate: Arc<Gate>,
     #[pin]
     info: Opaque<bindings::page_reporting_dev_info>,
+    _in_use: InUse,
 }
 
 // SAFETY: It can be unregistered by any thread.
@@ -160,6 +162,7 @@ impl<R: Reporter> Registration<R> {
         try_pin_init!(Self {
             reporter,
             gate: Arc::pin_init(Gate::new(), GFP_KERNEL)?,
+            _in_use: InUse::new(),
             // INVARIANT: Registered when it succeeds. Last: `report` may be called at once.
             info <- Opaque::try_ffi_init(|slot: *mut bindings::page_reporting_dev_info| {
                 // SAFETY: `slot` is valid for writes, stays in place, and is unregistered before it

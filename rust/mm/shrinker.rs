@@ -23,7 +23,10 @@
 //!
 //! C header: `include/linux/shrinker.h`
 
-use crate::bindings;
+use crate::{
+    bindings,
+    module::InUse, //
+};
 use core::{
     marker::PhantomData,
     ptr::NonNull, //
@@ -58,6 +61,7 @@ pub trait Shrink: Send + Sync + 'static {
 pub struct Registration<S: Shrink> {
     shrinker: NonNull<bindings::shrinker>,
     _owner: PhantomData<Arc<S>>,
+    _in_use: InUse,
 }
 
 // SAFETY: It can be unregistered by any thread.
@@ -68,6 +72,7 @@ unsafe impl<S: Shrink> Sync for Registration<S> {}
 impl<S: Shrink> Registration<S> {
     /// Registers a shrinker. The name is that in debugfs, if the kernel has it. Process context.
     pub fn new(owner: Arc<S>, name: &CStr) -> Result<Self> {
+        let in_use = InUse::new();
         // SAFETY: The name is copied.
         let shrinker = unsafe { bindings::ferrule_shrinker_alloc(name.as_char_ptr()) };
         let shrinker = NonNull::new(shrinker).ok_or(ENOMEM)?;
@@ -83,6 +88,7 @@ impl<S: Shrink> Registration<S> {
         Ok(Self {
             shrinker,
             _owner: PhantomData,
+            _in_use: in_use,
         })
     }
 

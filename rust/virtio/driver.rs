@@ -311,6 +311,8 @@ impl<T: Driver> Adapter<T> {
 
 /// Declares a kernel module that is one virtio driver.
 ///
+/// Takes what `module!` takes, with the [`Driver`](crate::virtio::Driver) as its `type`, first.
+///
 /// ```ignore
 /// module_virtio_driver! {
 ///     type: MyDriver,
@@ -322,8 +324,35 @@ impl<T: Driver> Adapter<T> {
 /// ```
 #[macro_export]
 macro_rules! module_virtio_driver {
-    ($($f:tt)*) => {
-        ::kernel::module_driver!(<T>, $crate::virtio::Adapter<T>, { $($f)* });
+    (type: $driver:ty, $($f:tt)*) => {
+        #[::kernel::prelude::pin_data]
+        struct DriverModule {
+            #[pin]
+            _driver: ::kernel::driver::Registration<$crate::virtio::Adapter<$driver>>,
+            // Last, to be dropped last.
+            _unloading: $crate::module::Unloading,
+        }
+
+        impl ::kernel::InPlaceModule for DriverModule {
+            fn init(
+                module: &'static ::kernel::ThisModule,
+            ) -> impl ::kernel::prelude::PinInit<Self, ::kernel::error::Error> {
+                ::kernel::try_pin_init!(Self {
+                    // SAFETY: This is the `init` of the module, and its first step. Nothing is
+                    // registered by way of the `Loading`. What is made first is dropped last.
+                    _unloading: unsafe { $crate::module::begin() }?.1,
+                    _driver <- ::kernel::driver::Registration::new(
+                        <Self as ::kernel::ModuleMetadata>::NAME,
+                        module,
+                    ),
+                })
+            }
+        }
+
+        ::kernel::prelude::module! {
+            type: DriverModule,
+            $($f)*
+        }
     };
 }
 pub use module_virtio_driver;

@@ -4,11 +4,14 @@
 
 //! Only the macro that declares a module says that it is being loaded.
 
-use ferrule::module::Loading;
+use ferrule::module::{begin, Loading};
 
-pub fn begin() -> bool {
+pub fn load() -> Option<Loading> {
     #[cfg(bad)]
-    return Loading::begin().is_ok();
+    return Some(begin().ok()?.0);
     #[cfg(not(bad))]
-    core::mem::needs_drop::<Loading>()
+    {
+        let _ = begin;
+        None
+    }
 }

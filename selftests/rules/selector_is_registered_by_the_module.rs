@@ -6,7 +6,7 @@
 
 use ferrule::{
     device_mapper::path_selector::{PathSelector, Registration},
-    module::Loading, //
+    module::{begin, Loading}, //
 };
 use kernel::prelude::*;
 
@@ -14,7 +14,7 @@ pub fn register<T: PathSelector>(loading: Loading) -> Result<Registration<T>> {
     #[cfg(bad)]
     let loading = {
         drop(loading);
-        Loading::begin()?
+        begin()?.0
     };
     Registration::register(loading)
 }
