@@ -70,9 +70,12 @@ use core::{
         NonNull, //
     }, //
 };
-use kernel::sync::{
-    Arc,
-    ArcBorrow, //
+use kernel::{
+    page::PAGE_SIZE,
+    sync::{
+        Arc,
+        ArcBorrow, //
+    }, //
 };
 
 /// Bytes in a sector, the unit of addresses in the block layer whatever the device's block size.
@@ -224,6 +227,8 @@ impl<D> Bio<D> {
         // Device mapper places the data right before structures that end in a bio, at a distance
         // that is a multiple of their alignment.
         assert!(mem::align_of::<PerBio<D>>() <= mem::align_of::<bindings::bio>());
+        // It counts in `unsigned int`. Nobody needs as much as this.
+        assert!(mem::size_of::<PerBio<D>>() <= PAGE_SIZE);
         mem::size_of::<PerBio<D>>()
     };
 
