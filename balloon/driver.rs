@@ -13,7 +13,7 @@ use crate::{
         WAKE_RESIZE, //
     },
     module_parameters,
-    plan::{
+    policy::plan::{
         Plan,
         Units, //
     },

@@ -2,7 +2,7 @@
 
 //! Telling the host which pages it has.
 
-use crate::{
+use crate::policy::{
     message::Pfns,
     plan::Units, //
 };

@@ -9,8 +9,8 @@
 //! - [`hint`] tells a host that migrates the guest which memory is free.
 //! - [`stats`] answers the host's requests for statistics.
 //! - [`progress`] shows in debugfs what the balloon does.
-//! - [`plan`] and [`message`] decide how much to move and what messages look like: plain integers
-//!   and bytes, also tested on the host.
+//! - [`policy`] decides how much to move and what messages look like: plain integers and bytes, also
+//!   tested on the host.
 //!
 //! See Documentation/balloon.rst.
 
@@ -23,9 +23,7 @@ mod hint;
 #[deny(unsafe_code)]
 mod host;
 #[deny(unsafe_code)]
-mod message;
-#[deny(unsafe_code)]
-mod plan;
+mod policy;
 #[deny(unsafe_code)]
 mod progress;
 #[deny(unsafe_code)]

@@ -27,7 +27,7 @@ use crate::{
         Way,
         WAKE_RESIZE, //
     },
-    plan::{
+    policy::plan::{
         block_order,
         Memory,
         Plan,

@@ -10,7 +10,7 @@ use crate::{
         Host,
         WAKE_REPORT, //
     },
-    message::{
+    policy::message::{
         Stats,
         Tag, //
     }, //

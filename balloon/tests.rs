@@ -8,14 +8,14 @@ use kernel::prelude::*;
 #[kunit_tests(ferrule_balloon)]
 mod kunit {
     use crate::{
-        message::{
+        policy::message::{
             Pfns,
             Stats,
             Tag,
             STATS,
             STAT_SIZE, //
         },
-        plan::{
+        policy::plan::{
             Memory,
             Plan,
             Step,

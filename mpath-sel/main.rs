@@ -7,7 +7,7 @@
 #[deny(unsafe_code)]
 mod cell;
 #[deny(unsafe_code)]
-mod rotation;
+mod policy;
 #[deny(unsafe_code)]
 mod round_robin;
 #[cfg(CONFIG_KUNIT = "y")]

@@ -9,11 +9,11 @@ use kernel::prelude::*;
 mod kunit {
     use crate::{
         cell::Cell,
-        rotation::*, //
+        policy::rotation::*, //
     };
     use kernel::prelude::*;
 
-    fn schedule(weights: &[u16]) -> Result<KVec<u16>> {
+    fn schedule(weights: &[u32]) -> Result<KVec<u16>> {
         let mut jobs = KVec::from_elem(Job::default(), weights.len(), GFP_KERNEL)?;
         let mut order = KVec::from_elem(0, share_out(weights, &mut jobs), GFP_KERNEL)?;
         make_schedule(&mut order, &mut jobs);
@@ -33,9 +33,9 @@ mod kunit {
     fn memory_is_bounded() -> Result {
         assert!(schedule(&[65535, 65534])?.len() <= MAX_SLOTS);
 
-        let mut weights = KVec::from_elem(65535u16, MAX_PATHS, GFP_KERNEL)?;
+        let mut weights = KVec::from_elem(65535u32, MAX_PATHS, GFP_KERNEL)?;
         for (i, weight) in weights.iter_mut().enumerate() {
-            *weight -= i as u16;
+            *weight -= i as u32;
         }
         assert!(schedule(&weights)?.len() <= MAX_SLOTS);
         Ok(())

@@ -60,7 +60,8 @@ host_clippy() {
 }
 
 no_unsafe_in_drivers() {
-	! grep -nE '\bunsafe\b' balloon/*.rs dm-qos/*.rs mpath-sel/*.rs | grep -vE 'unsafe_code|//'
+	! grep -rnE --include='*.rs' '\bunsafe\b' balloon dm-qos mpath-sel |
+		grep -vE 'unsafe_code|//'
 }
 
 spdx() {

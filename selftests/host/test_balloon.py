@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from balloonguest import DEVICE, MEMORY, MIB, SLACK, UNBOUND, driven
+from balloonguest import DEVICE, LOWEST, MEMORY, MIB, SLACK, UNBOUND, driven
 
 
 @pytest.fixture(name="guest", scope="module")
@@ -116,7 +116,7 @@ def test_the_host_gets_the_memory(balloon):
     )
     used = balloon.guest.resident_mib()
     # More than was never touched: most of what was has to go.
-    balloon.resize(256)
+    balloon.resize(LOWEST)
     assert balloon.guest.resident_mib() < used - 200
 
 
@@ -164,7 +164,7 @@ def test_unloading_returns_the_pages(balloon):
 def test_unloading_works_while_the_balloon_moves(balloon):
     """In either direction, at any point."""
     for delay in (0, 0.3):
-        for size in (MEMORY // 4, MEMORY):
+        for size in (LOWEST, MEMORY):
             balloon.ask(size)
             time.sleep(delay)
             balloon.sh("rmmod virtio_balloon_rs")
@@ -242,7 +242,7 @@ def test_a_host_that_does_not_answer_cannot_keep_the_driver(balloon):
     before = balloon.sh(f"od -An -tx1 -j4 -N2 {pci}/config").split()
     # A device that may not access memory (bus mastering off) takes nothing out of its queues and
     # sends no interrupts. This stops it on the way.
-    balloon.ask(256)
+    balloon.ask(LOWEST)
     balloon.sh(f"printf '\\x{int(before[0], 16) & ~4:02x}\\x{before[1]}' | {command}")
     balloon.wait_for(lambda: 0 < balloon.pages() == balloon.pages(), 60, "a balloon that is stuck")
     started = time.monotonic()

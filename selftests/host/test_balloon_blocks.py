@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from balloonguest import DEVICE, MEMORY, MIB, driven
+from balloonguest import DEVICE, LOWEST, MEMORY, MIB, driven
 
 
 @pytest.fixture(name="guest", scope="module")
@@ -61,7 +61,7 @@ def test_reaches_each_size_exactly_and_returns_all_memory(balloon):
     taken = given = 0
     size = MEMORY
     for _ in range(30):
-        last, size = size, rng.randrange(MEMORY // 4, MEMORY)
+        last, size = size, rng.randrange(LOWEST, MEMORY)
         balloon.resize(size)
         counters = balloon.counters()
         assert counters["MemTotal"] == balloon.total - (MEMORY - size) * 1024
@@ -95,7 +95,7 @@ def test_the_host_gets_the_memory(balloon):
     # Now, for what is freed is reported, which takes it as well.
     used = balloon.guest.resident_mib()
     free(balloon)
-    balloon.resize(256)
+    balloon.resize(LOWEST)
     assert balloon.guest.resident_mib() < used - 300
 
 
@@ -124,7 +124,7 @@ def test_reports_and_blocks_share_the_queue(balloon):
 
 def test_what_comes_back_can_be_used(balloon):
     """Memory that was with the host holds what is written to it."""
-    balloon.resize(MEMORY // 4)
+    balloon.resize(LOWEST)
     balloon.resize(MEMORY)
     balloon.sh(
         "mkdir -p /run/full && mount -t tmpfs -o size=700M full /run/full || exit;"
@@ -139,7 +139,7 @@ def test_a_storm_of_changes_ends_at_the_last_size(balloon):
     """Requests come faster than they can be met."""
     rng = random.Random(5)
     for _ in range(300):
-        balloon.ask(rng.randrange(MEMORY // 4, MEMORY + 1))
+        balloon.ask(rng.randrange(LOWEST, MEMORY + 1))
     balloon.resize(555)
 
 
@@ -168,7 +168,7 @@ def test_unloading_returns_the_blocks(balloon):
 def test_unloading_works_while_the_balloon_moves(balloon):
     """In either direction, at any point, with reports under way."""
     for delay in (0, 0.02, 0.2):
-        for size in (MEMORY // 4, MEMORY):
+        for size in (LOWEST, MEMORY):
             fill(balloon, 50)
             balloon.ask(size)
             time.sleep(delay)
@@ -185,7 +185,7 @@ def test_a_host_that_does_not_answer_cannot_keep_the_driver(balloon):
     balloon.resize(MEMORY // 2)
     # A device that may not access memory (bus mastering off) takes nothing out of its queues.
     balloon.sh(f"printf '\\x{int(before[0], 16) & ~4:02x}\\x{before[1]}' | {command}")
-    balloon.ask(MEMORY // 4)
+    balloon.ask(LOWEST)
     fill(balloon, 100)
     started = time.monotonic()
     balloon.sh("rmmod virtio_balloon_rs")

@@ -20,8 +20,8 @@ every_callback_is_called() {
 	message reinstate_path "${PATHS[0]}" || return
 	check "status" dmsetup status "$MAP"
 	check "table" dmsetup table "$MAP"
-	! dmsetup create "$MAP-x" --table "$(table "$BIO" "$(group round-robin-rs 1 1 0)")" \
-		2>/dev/null || fail "weight 0 was not refused"
+	! dmsetup create "$MAP-x" --table "$(table "$BIO" "$(group round-robin-rs 1 1 x)")" \
+		2>/dev/null || fail "weight x was not refused"
 	change_map "$(table "$BIO" "$(group round-robin-rs 1 1 1)")" || return
 	split_of read_blocks 30 || return
 	check_split "weights 1:1:1" 10 10 10

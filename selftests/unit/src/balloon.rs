@@ -2,10 +2,10 @@
 
 //! Host tests of balloon's decisions and messages.
 
-#[path = "../../../balloon/message.rs"]
+#[path = "../../../balloon/policy/message.rs"]
 #[allow(dead_code)]
 mod message;
-#[path = "../../../balloon/plan.rs"]
+#[path = "../../../balloon/policy/plan.rs"]
 #[allow(dead_code)]
 mod plan;
 

@@ -2,7 +2,7 @@
 
 //! Host tests of mpath-sel's decisions.
 
-#[path = "../../../mpath-sel/rotation.rs"]
+#[path = "../../../mpath-sel/policy/rotation.rs"]
 #[allow(dead_code)]
 mod rotation;
 
@@ -37,7 +37,7 @@ mod testing {
     use std::cell::Cell as Own;
 
     /// The schedule for `weights`, and the bound that it comes with.
-    pub(super) fn schedule_and_bound(weights: &[u16]) -> (Vec<u16>, u32) {
+    pub(super) fn schedule_and_bound(weights: &[u32]) -> (Vec<u16>, u32) {
         let mut jobs = vec![Job::default(); weights.len()];
         let mut order = vec![0; share_out(weights, &mut jobs)];
         let bound = make_schedule(&mut order, &mut jobs);
@@ -45,7 +45,7 @@ mod testing {
     }
 
     /// The schedule for `weights`.
-    pub(super) fn schedule(weights: &[u16]) -> Vec<u16> {
+    pub(super) fn schedule(weights: &[u32]) -> Vec<u16> {
         schedule_and_bound(weights).0
     }
 
@@ -80,7 +80,7 @@ mod testing {
     }
 
     impl Group {
-        pub(super) fn new(weights: &[u16]) -> Self {
+        pub(super) fn new(weights: &[u32]) -> Self {
             let order = schedule(weights);
             let group = Group {
                 hops: order.iter().map(|_| Cell::new(0)).collect(),
@@ -112,20 +112,26 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     /// Weights of every kind: few and many paths, alike and far apart.
-    fn weights() -> impl Strategy<Value = Vec<u16>> {
+    fn weights() -> impl Strategy<Value = Vec<u32>> {
         prop_oneof![
-            vec(1u16..=10, 1..=8),
-            vec(1u16..=200, 1..=40),
-            vec(1u16..=u16::MAX, 1..=4),
-            (1u16..=100, 1usize..=MAX_PATHS).prop_map(|(w, n)| vec![w; n]),
+            vec(1u32..=10, 1..=8),
+            vec(1u32..=200, 1..=40),
+            vec(1u32..=65535, 1..=4),
+            (1u32..=100, 1usize..=MAX_PATHS).prop_map(|(w, n)| vec![w; n]),
             vec(
-                prop_oneof![Just(1u16), Just(u16::MAX), 1..=u16::MAX],
+                prop_oneof![
+                    Just(0u32),
+                    Just(1),
+                    Just(65535),
+                    Just(u32::MAX),
+                    1..=u32::MAX
+                ],
                 1..=MAX_PATHS
             ),
         ]
     }
 
-    fn slot_counts(weights: &[u16]) -> Vec<u64> {
+    fn slot_counts(weights: &[u32]) -> Vec<u64> {
         let mut counts = vec![0u64; weights.len()];
         for path in schedule(weights) {
             counts[usize::from(path)] += 1;
@@ -135,16 +141,16 @@ mod tests {
 
     /// All weights of `paths` paths, in descending order, whose sum is at most `sum` and whose
     /// common divisor is 1.
-    fn all_weights(paths: usize, sum: u16) -> Vec<Vec<u16>> {
-        fn more(found: &mut Vec<Vec<u16>>, begun: &mut Vec<u16>, paths: usize, left: u16) {
+    fn all_weights(paths: usize, sum: u32) -> Vec<Vec<u32>> {
+        fn more(found: &mut Vec<Vec<u32>>, begun: &mut Vec<u32>, paths: usize, left: u32) {
             if begun.len() == paths {
-                let divides = |d: u16| begun.iter().all(|w| w % d == 0);
+                let divides = |d: u32| begun.iter().all(|w| w % d == 0);
                 if !(2..=begun[0]).any(divides) {
                     found.push(begun.clone());
                 }
                 return;
             }
-            let others = (paths - begun.len() - 1) as u16;
+            let others = (paths - begun.len() - 1) as u32;
             let most = begun.last().copied().unwrap_or(left).min(left - others);
             for weight in 1..=most {
                 begun.push(weight);
@@ -179,7 +185,7 @@ mod tests {
         for weights in [
             vec![65535, 65534],
             vec![1; MAX_PATHS],
-            (0..MAX_PATHS).map(|i| 65535 - i as u16).collect(),
+            (0..MAX_PATHS).map(|i| 65535 - i as u32).collect(),
             (0..MAX_PATHS)
                 .map(|i| if i == 0 { 65535 } else { 1 })
                 .collect(),
@@ -190,10 +196,10 @@ mod tests {
     }
 
     /// Whether any cyclic order of these counts keeps all windows to 1, by trying them all.
-    fn some_order_keeps_windows_to_one(counts: &[u16]) -> bool {
-        fn more(counts: &[u16], order: &mut Vec<u16>, left: &mut [u16]) -> bool {
-            let whole: u16 = counts.iter().sum();
-            if order.len() == usize::from(whole) {
+    fn some_order_keeps_windows_to_one(counts: &[u32]) -> bool {
+        fn more(counts: &[u32], order: &mut Vec<u16>, left: &mut [u32]) -> bool {
+            let whole: u32 = counts.iter().sum();
+            if order.len() == whole as usize {
                 let worst = worst_windows(order, counts.len());
                 return worst.iter().all(|&off| off <= i64::from(whole));
             }
@@ -248,7 +254,7 @@ mod tests {
     #[test]
     fn windows_of_usual_weights_are_within_one() {
         for weights in [
-            &[1u16, 1][..],
+            &[1u32, 1][..],
             &[50, 10],
             &[2, 1, 1],
             &[3, 2, 1],
@@ -308,9 +314,13 @@ mod tests {
         fn each_path_has_its_share_of_slots(weights in weights()) {
             let slots = slot_counts(&weights);
             let whole: u64 = slots.iter().sum();
+            // 0 is as 1.
+            let weights: Vec<u32> = weights.iter().map(|&w| w.max(1)).collect();
             let sum: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-            let divides = |d: &u64| weights.iter().all(|&w| u64::from(w) % d == 0);
-            let divisor = (1..=u64::from(weights[0])).rev().find(divides).unwrap();
+            fn gcd(a: u64, b: u64) -> u64 {
+                if b == 0 { a } else { gcd(b, a % b) }
+            }
+            let divisor = weights.iter().fold(0, |d, &w| gcd(d, w.into()));
 
             for (&weight, &slots) in weights.iter().zip(&slots) {
                 prop_assert!(slots >= 1);
@@ -331,7 +341,7 @@ mod tests {
         /// after a path has failed and was reinstated.
         #[test]
         fn every_window_of_selections_is_within_the_bound(
-            weights in vec(1u16..=12, 1..=6), start: prop::sample::Index,
+            weights in vec(1u32..=12, 1..=6), start: prop::sample::Index,
             failed: prop::sample::Index,
         ) {
             let group = Group::new(&weights);
@@ -368,7 +378,7 @@ mod tests {
         /// order as before.
         #[test]
         fn the_others_share_what_a_failed_path_leaves(
-            weights in vec(1u16..=20, 1..=16), failed: u16, start: prop::sample::Index,
+            weights in vec(1u32..=20, 1..=16), failed: u16, start: prop::sample::Index,
         ) {
             let group = Group::new(&weights);
             let works = |path: usize| failed & 1 << path == 0;
@@ -396,7 +406,7 @@ mod tests {
         /// what those that have failed are off themselves.
         #[test]
         fn windows_with_failed_paths_are_within_what_the_failed_ones_add(
-            weights in vec(1u16..=20, 2..=12), failed: u16,
+            weights in vec(1u32..=20, 2..=12), failed: u16,
         ) {
             let group = Group::new(&weights);
             let works = |path: usize| failed & 1 << path == 0;
@@ -422,7 +432,7 @@ mod tests {
         /// Any sequence of failing, reinstating and selecting, against the plain rule.
         #[test]
         fn what_is_selected_is_always_in_service(
-            weights in vec(1u16..=9, 1..=8), steps in vec((0usize..8, 0u8..4), 0..200),
+            weights in vec(1u32..=9, 1..=8), steps in vec((0usize..8, 0u8..4), 0..200),
         ) {
             let group = Group::new(&weights);
             let mut works = vec![true; weights.len()];
@@ -439,7 +449,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cursor_beyond_the_schedule_starts_anew(weights in vec(1u16..=9, 1..=8), at: u32) {
+        fn a_cursor_beyond_the_schedule_starts_anew(weights in vec(1u32..=9, 1..=8), at: u32) {
             let group = Group::new(&weights);
             group.cursor.set(at);
             group.select();

@@ -5,7 +5,7 @@
 #![cfg(test)]
 #![allow(dead_code, clippy::duplicate_mod)]
 
-#[path = "../../../mpath-sel/rotation.rs"]
+#[path = "../../../mpath-sel/policy/rotation.rs"]
 mod rotation;
 
 /// What `mpath-sel/cell.rs` is in the kernel.
@@ -66,7 +66,7 @@ struct Group {
 }
 
 impl Group {
-    fn new(weights: &[u16]) -> Self {
+    fn new(weights: &[u32]) -> Self {
         let mut jobs = vec![Job::default(); weights.len()];
         let mut order = vec![0; share_out(weights, &mut jobs)];
         make_schedule(&mut order, &mut jobs);

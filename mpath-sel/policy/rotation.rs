@@ -52,9 +52,12 @@ pub(crate) const MAX_PATHS: usize = 1024;
 /// each CPU: their hops take up half of a first-level cache.
 pub(crate) const MAX_SLOTS: usize = 4096;
 
+/// Up to so many paths a schedule is made whenever a path is added, and a better one is looked for.
+/// With more, that would take too long: one is made once, when the first path is selected.
+pub(crate) const MAX_EAGER: usize = 32;
 /// How many slots, divided by the number of paths, to fill in search of a better schedule. A
 /// schedule is made as often as there are paths.
-const SEARCH: u32 = 1 << 19;
+const SEARCH: u32 = 1 << 17;
 
 /// In a schedule or a hop: no path. In a list of jobs: the end.
 const NO_PATH: u16 = u16::MAX;
@@ -86,19 +89,18 @@ fn gcd(mut a: u32, mut b: u32) -> u32 {
 /// Shares out the slots: for each path its weight by the common divisor, or in proportion to that
 /// if the sum is more than [`MAX_SLOTS`], but at least one. Returns the sum.
 ///
-/// `jobs` must be as long as `weights`, which may have at most [`MAX_PATHS`] elements, none 0.
-pub(crate) fn share_out(weights: &[u16], jobs: &mut [Job]) -> usize {
-    let divisor = weights.iter().fold(0, |d, &w| gcd(d, u32::from(w))).max(1);
-    let sum: u64 = weights
-        .iter()
-        .map(|&w| u64::from(u32::from(w) / divisor))
-        .sum();
+/// `jobs` must be as long as `weights`, which may have at most [`MAX_PATHS`] elements. A weight of 0
+/// is as 1.
+pub(crate) fn share_out(weights: &[u32], jobs: &mut [Job]) -> usize {
+    let weights = weights.iter().map(|&weight| weight.max(1));
+    let divisor = weights.clone().fold(0, gcd).max(1);
+    let sum: u64 = weights.clone().map(|w| u64::from(w / divisor)).sum();
     // Rounding, and the one slot that each gets at least, add at most one for each path.
-    let room = MAX_SLOTS.saturating_sub(weights.len()) as u64;
+    let room = MAX_SLOTS.saturating_sub(jobs.len()) as u64;
     let mut total = 0;
 
-    for (job, &weight) in jobs.iter_mut().zip(weights) {
-        let weight = u32::from(weight) / divisor;
+    for (job, weight) in jobs.iter_mut().zip(weights) {
+        let weight = weight / divisor;
         let slots = if sum <= MAX_SLOTS as u64 {
             weight
         } else {
@@ -157,6 +159,13 @@ impl Spread {
 /// at most as many as there are slots (1 I/O) if that is known to be possible.
 pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) -> u32 {
     let (whole, paths) = (order.len() as u32, jobs.len() as u32);
+    if jobs.iter().all(|job| job.slots <= 1) {
+        // One turn each.
+        for (path, slot) in order.iter_mut().enumerate() {
+            *slot = path as u16;
+        }
+        return whole.saturating_sub(1);
+    }
     if paths < 2 {
         order.fill(0);
         return 0;
@@ -167,7 +176,10 @@ pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) -> u32 {
     let mut best = (2 * half, Spread::Alike);
     let mut too_small = whole - 1;
     let mut range = whole;
-    let mut budget = SEARCH / paths + 3 * whole;
+    let mut budget = match jobs.len() <= MAX_EAGER {
+        true => SEARCH / paths + 3 * whole,
+        false => 0,
+    };
 
     while budget > 0 && best.0.saturating_sub(too_small) > (whole / 64).max(1) {
         // What there is no time left to try counts as impossible.
@@ -300,6 +312,11 @@ impl Eligible {
 /// A slot's hop: the path, and the slot to go on with.
 fn hop(path: u16, next: usize) -> u32 {
     u32::from(path) << 16 | next as u32
+}
+
+/// The hop of a slot of a schedule that is not made yet.
+pub(crate) fn no_hop(slot: usize) -> Cell {
+    Cell::new(hop(NO_PATH, slot))
 }
 
 /// Writes the table of hops for the paths that are in service. `hops` is as long as `order`.
