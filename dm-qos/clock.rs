@@ -6,7 +6,7 @@
 //! to know the time to a tick of the timer interrupt: the clock is read once a tick, and whoever comes
 //! in the same tick knows that it is not earlier, and not later than a tick after that.
 
-use super::gcra::{
+use super::policy::gcra::{
     Now,
     TICKS_PER_NS, //
 };
@@ -28,9 +28,19 @@ use kernel::{
     }, //
 };
 
-/// A clock that begins at 0.
+/// When time begins: the same for all clocks of the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Epoch(Instant<Monotonic>);
+
+impl Epoch {
+    pub(crate) fn now() -> Self {
+        Self(Instant::now())
+    }
+}
+
+/// A clock that began at 0.
 pub(crate) struct Clock {
-    epoch: Instant<Monotonic>,
+    epoch: Epoch,
     /// When somebody looked last, in ticks.
     seen: Atomic<u64>,
     /// The jiffy in which that was, or an earlier one.
@@ -38,9 +48,9 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(epoch: Epoch) -> Self {
         Self {
-            epoch: Instant::now(),
+            epoch,
             seen: Atomic::new(0),
             jiffy: Atomic::new(jiffies()),
         }
@@ -49,12 +59,18 @@ impl Clock {
     /// Now, in ticks. Any context.
     #[inline]
     pub(crate) fn now(&self) -> u64 {
-        (self.epoch.elapsed().as_nanos() as u64) * TICKS_PER_NS
+        (self.epoch.0.elapsed().as_nanos() as u64) * TICKS_PER_NS
     }
 
-    /// Roughly now. Any context.
+    /// Roughly now, for limits with this burst, in ticks. Any context.
+    ///
+    /// A tick of the timer interrupt must be well within the burst: else nearly nothing could be found to
+    /// conform without knowing better.
     #[inline]
-    pub(crate) fn roughly_now(&self) -> Now {
+    pub(crate) fn roughly_now(&self, burst: u64) -> Now {
+        if burst < 2 * TICK_NSEC * TICKS_PER_NS {
+            return Now::at(self.now());
+        }
         let jiffy = jiffies();
         // Pairs with the release in `look`: what is seen is not older than its jiffy.
         if self.jiffy.load(Acquire) == jiffy {
@@ -77,6 +93,6 @@ impl Clock {
 
     /// A time of this clock, in nanoseconds after its beginning, as kernel timers know it.
     pub(crate) fn instant(&self, nanoseconds: u64) -> Instant<Monotonic> {
-        self.epoch + Delta::from_nanos(nanoseconds as i64)
+        self.epoch.0 + Delta::from_nanos(nanoseconds as i64)
     }
 }

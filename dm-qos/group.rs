@@ -1,93 +1,105 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Holding bios back and letting them go.
+//! Who leaves when, among the devices that share a capacity.
 //!
 //! Every device is the member of a group: of the one that its table names, or of one of its own. A
-//! member has limits, a group has a capacity and a scheduler (`mclock.rs`).
+//! member has limits, a group has a capacity and a scheduler (`policy/mclock.rs`).
 //!
-//! A bio that conforms to the limits and to the capacity passes in [`Member::admit`] without a lock,
-//! unless others wait that it would overtake. One that does not conform is appended to the queue of its
-//! member. A single work item for each group releases what is due, in process context because
-//! submitting may sleep, and then arms the timer for whatever is due next. The timer does nothing
-//! but queue the work. So the work item alone decides, arms and submits:
+//! A bio that conforms to the limits and to the capacity passes in [`Seat::admit`] (`seat.rs`) without a
+//! lock, unless others wait that it would overtake. One that does not conform is appended to the queue
+//! of its member. A work item for each group takes out what is due and hands it to the members
+//! (`member.rs`), which submit it; then it arms the timer for whatever is due next. The timer does nothing
+//! but queue the work:
 //!
 //! ```text
-//! admit: first to wait ------------------------+
-//! timer: something is due ---------------------+--> work: release what is due --> arm the timer
-//! end: there is room below again --------------+
-//! set, suspend --------------------------------+
+//! admit: the first of its line waits ----------+
+//! timer: something is due ---------------------+--> work: take out what is due --> arm the timer
+//! end: there is room below again --------------+          |
+//! set, suspend --------------------------------+          +--> Member::send: submit it
 //! ```
 //!
-//! (A bio that finds itself next to be released, after it was queued, leaves with its submitter.)
+//! (A bio that finds itself next to leave, after it was queued, leaves with its submitter.)
+//!
+//! Deciding never waits for a disk, and submitting waits for the member's own only.
 //!
 //! Order within a direction is kept because [`Member::waiting`] counts a bio until it was submitted:
-//! until then, those that come later queue up behind it. They do not call the work, so it looks once
-//! more after it has submitted anything.
+//! until then, those that come later queue up behind it.
 //!
 //! # Who runs concurrently, and with what
 //!
-//! `admit` runs in process context, on any number of CPUs; `bio_ended` in any context. The work runs on a
-//! queue of the group's own, which makes progress when memory is short; the timer in hard interrupt
-//! context. `state` is taken by `admit` (when it has to wait, or others do), the work, status,
-//! messages and suspend, never by the timer or `bio_ended`: it is the innermost lock, and interrupts stay
-//! enabled. `armed` is taken by the work, and when the group ends and there is no work any more.
+//! `admit` runs in process context, on any number of CPUs; `io_ended` in any context. Work runs on
+//! queues that make progress when memory is short; the timer in hard interrupt context. `state` is
+//! taken by `admit` (when it has to wait, or others do), the work, status, messages and suspend, never
+//! by the timer or `io_ended`; interrupts stay enabled. Inside of it a member's list of what is to be
+//! submitted is locked, and nothing else. `armed` is taken by the work, and when the group ends and
+//! there is no work any more.
 //!
-//! A member's bios keep its table alive, and so the member, until they end. The work holds a
+//! A member's bios keep its table alive, and so the member, until they end. Its work holds a
 //! reference of its own for the time between submitting a bio, which may end at once, and saying that
-//! it did.
+//! it did. Who leaves a group waits for both work items, so that it is not they who drop the last
+//! reference to anything.
 //!
 //! Whether there is room below (`in_flight`) is decided without the lock. That nobody waits for room that
 //! there is: who waits first says so (`is_contended`), then looks at `in_flight` once more; who makes
 //! room does it first, then looks at `is_contended`.
+//!
+//! # What holds whatever the others do
+//!
+//! - A reservation does not wait for the capacity, but for a limit of the same rate that only
+//!   what is served by reservation is charged to (`certain`): reservations fit into the capacity, so
+//!   they can wait for nobody but each other. What others have passed beyond the capacity delays those
+//!   who share the rest.
+//! - Nor for room below, as long as a member has fewer I/Os there than its reservation is of
+//!   the capacity. So disks that are slow or hang take no depth from it.
+//! - When there is no room and nothing below ends for [`STALL`], whoever has nothing there may have one
+//!   I/O. Were a device to lie on another one of the same group (by a loop device, say; what can be
+//!   seen is refused), each would have room for what the upper one waits for.
 
 use super::{
     clock::Clock,
-    gcra::{
-        Now,
-        TICKS_PER_MS,
-        TICKS_PER_US, //
+    member::{
+        Common,
+        Member,
+        Mode,
+        Parent, //
     },
-    histogram::Histogram,
-    limits::{
-        ticks_to_ns,
-        Charge,
-        Limits,
-        Next,
-        Subset, //
+    policy::{
+        gcra::{
+            Now,
+            TICKS_PER_MS, //
+        },
+        limits::{
+            ticks_to_ns,
+            Charge,
+            Choice,
+            Limits,
+            Next, //
+        },
+        mclock::{
+            self,
+            Phase,
+            Promise,
+            Scheduler,
+            Slot,
+            Storage, //
+        },
+        settings::{
+            Capacity,
+            Settings, //
+        },
     },
-    mclock::{
-        self,
-        Promise,
-        Scheduler,
-        Slot,
-        Storage,
-        Windows, //
-    },
-    queue::Queue,
-    report::Traffic,
-    settings::{
-        Capacity,
-        Settings, //
+    queue::{
+        Held,
+        Queue, //
     },
     Direction, //
 };
 use core::mem;
 use ferrule::{
-    bio::{
-        plugged,
-        BioList,
-        Flags,
-        HeldBio,
-        MappedBio,
-        Observer,
-        Status, //
-    },
+    bio::HeldBio,
     compat::smp_mb,
-    device_mapper::Map,
-    workqueue::{
-        OwnedQueue,
-        Priority, //
-    }, //
+    device_mapper::MappedDisk,
+    workqueue, //
 };
 use kernel::{
     impl_has_hr_timer,
@@ -96,11 +108,9 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Full,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         Arc,
         ArcBorrow,
@@ -129,6 +139,15 @@ use kernel::{
 
 /// How often a disk is looked at whether it still exists while bios wait for it, in ticks.
 const LOOK_AFTER: u64 = 250 * TICKS_PER_MS;
+/// The same, while a file system is being frozen: whether it is.
+const LOOK_SOON: u64 = 20 * TICKS_PER_MS;
+/// How long freezing a file system may take before the device's own limits are lifted for it, in ticks: who
+/// asks for a snapshot waits for it, and so do others for him.
+const FREEZE: u64 = 5000 * TICKS_PER_MS;
+/// For how long nothing below ends until more is let in flight than there is room for, in ticks.
+pub(crate) const STALL: u64 = 100 * TICKS_PER_MS;
+/// What ran ahead of the capacity is made up for within this time, in ticks. What is more is forgiven.
+const DEBT: u64 = 1000 * TICKS_PER_MS;
 /// No time at all.
 const NEVER: u64 = u64::MAX;
 /// How far apart the times are, at least, at which the timer has the work run, in ticks. What falls due
@@ -139,52 +158,25 @@ const BATCH: u64 = 32;
 /// For how many members there is room in a group that gets its first.
 const FIRST_ROOM: u32 = 1;
 
-/// What is kept in a bio that waits.
-#[derive(Clone, Copy)]
-pub(crate) struct Held {
-    /// When it came, in ticks.
-    since: u64,
-    /// What it is charged.
-    pub(crate) charge: Charge,
-    /// Whose it is.
-    member: Slot,
-    /// It leaves, as one of [`Group::in_flight`].
-    is_counted: bool,
-}
-
-/// A device: a member of its group.
-#[pin_data]
-pub(crate) struct Member {
-    pub(crate) group: Arc<Group>,
-    slot: Slot,
-    limits: Limits,
-    #[pin]
-    pub(crate) traffic: Traffic,
-    /// Bios of each direction that are held or being submitted after having been. Changed from 0
-    /// with `state` locked.
-    waiting: [Atomic<u64>; 2],
-    /// Neither limits nor capacity apply: the device is suspended, or about to be. Changed with
-    /// `state` locked.
-    is_open: Atomic<bool>,
-    /// Write order matters: nothing that writes may overtake.
-    is_zoned: bool,
-}
-
-/// Devices that share a capacity.
+/// Devices that share a capacity. See the module's description.
 #[pin_data]
 pub(crate) struct Group {
-    clock: Clock,
+    pub(crate) clock: Clock,
     /// It is for one member, that shares with nobody.
     is_private: bool,
     /// The group has a capacity or a depth.
     governs: Atomic<bool>,
     /// Bios wait for capacity or for room below. Changed with `state` locked.
     is_contended: Atomic<bool>,
-    capacity: Limits,
+    pub(crate) capacity: Limits,
+    /// Of the same rates; only what is served by reservation is charged to it.
+    certain: Limits,
     /// How many may be in flight below. 0: any number.
     depth: Atomic<u64>,
     /// How many are, of those that came while there was a depth.
     in_flight: Atomic<u64>,
+    /// How many of them have ended.
+    ended: Atomic<u64>,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -194,18 +186,17 @@ pub(crate) struct Group {
     /// The timer, while it runs.
     #[pin]
     armed: Mutex<Option<ArcHrTimerHandle<Self>>>,
-    /// Where the work runs.
-    queue: OwnedQueue,
+    common: Arc<Common>,
 }
 
-struct State {
-    scheduler: Scheduler,
+/// What a group knows of those who wait. Locked.
+pub(crate) struct State {
+    pub(crate) scheduler: Scheduler,
     /// By slot.
     entries: KVVec<Option<Entry>>,
+    shared: Capacity,
     /// What the scheduler needs to know what an I/O costs.
     price: mclock::Capacity,
-    /// These leave at once, whatever the limits say.
-    released: BioList<Held>,
     /// When the work runs next, unless it is queued already.
     armed_until: u64,
     /// When it ran last.
@@ -214,22 +205,44 @@ struct State {
     slack: u64,
     /// When disks are to be looked at.
     look_at: u64,
+    /// While there is no room below: how many had ended when that was seen to change last, and when.
+    full: Option<(u64, u64)>,
 }
 
 /// A member, and what waits for it.
-struct Entry {
+pub(crate) struct Entry {
     member: Arc<Member>,
-    queue: KBox<Queue>,
+    pub(crate) queue: KBox<Queue>,
+    promise: Promise,
 }
 
 /// What is to be done next with what waits.
-enum Step {
+pub(crate) enum Step {
     /// Nothing waits.
     Nothing,
     /// Nothing may leave before this time.
     Wait(u64),
-    /// The first bio of this member, in this direction, leaves. It might have from this time on.
-    Release(Slot, Direction, u64),
+    /// This leaves.
+    Release(Release),
+}
+
+/// A bio that leaves.
+#[derive(Clone, Copy)]
+pub(crate) struct Release {
+    pub(crate) slot: Slot,
+    /// Which of its member's.
+    pub(crate) choice: Choice,
+    /// By what right.
+    phase: Phase,
+    /// Whether or not there is room below.
+    whatever: bool,
+}
+
+/// When there is more to take out.
+enum More {
+    Now,
+    At(u64),
+    Never,
 }
 
 impl_has_work! {
@@ -243,22 +256,32 @@ impl_has_hr_timer! {
 }
 
 impl Entry {
-    /// A bio of this member leaves that was taken out.
-    fn leaves(&mut self, bio: HeldBio<Held>, batch: &mut Batch, now: u64) {
-        let waited = now.saturating_sub(bio.data().since) / TICKS_PER_US;
-        self.queue.times[bio.direction() as usize].record(waited);
-        batch.push(bio, &self.member);
+    /// When its first bio may leave.
+    pub(crate) fn eligible(&self) -> Option<u64> {
+        self.queue.eligible(self.member.allowed())
+    }
+
+    /// A bio that was taken out leaves.
+    fn send(&mut self, bio: HeldBio<Held>, now: u64) {
+        self.member.is_taken_out(&bio);
+        self.queue.leaves(&bio, now);
+        self.member.send(bio);
     }
 }
 
 impl State {
-    fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
+    pub(crate) fn entry(&mut self, slot: Slot) -> Option<&mut Entry> {
         self.entries.get_mut(slot.index())?.as_mut()
     }
 
     /// When the work is to run for what may leave from `eligible` on.
     fn wake_at(&self, eligible: u64) -> u64 {
         eligible.max(self.ran_at.saturating_add(self.slack))
+    }
+
+    /// Is the work to run earlier than it would, for what may leave from `eligible` on?
+    pub(crate) fn is_early(&self, eligible: u64) -> bool {
+        self.wake_at(eligible) < self.armed_until
     }
 
     /// Bursts have changed: those of members, or that of the capacity, if there is one.
@@ -270,68 +293,122 @@ impl State {
         self.slack = slack(least, capacity.is_some());
     }
 
-    /// A bio leaves that was taken out.
-    fn leaves(&mut self, bio: HeldBio<Held>, batch: &mut Batch, now: u64) {
-        // A member outlives its bios.
-        if let Some(entry) = self.entry(bio.data().member) {
-            entry.leaves(bio, batch, now);
+    /// Promises have changed, or what they are promises of: says what part of it is each member's own.
+    fn share_out(&mut self, now: u64) {
+        let promises = || self.entries.iter().flatten().map(|entry| entry.promise);
+        let sum = |of: fn(Promise) -> u64| {
+            promises().fold(0u64, |sum, promise| sum.saturating_add(of(promise)))
+        };
+        let ios = sum(|promise| promise.ios);
+        let bytes = sum(|promise| promise.bytes);
+        let weights = sum(|promise| promise.weight.into());
+        let Capacity { iops, bps, depth } = self.shared;
+        // What is promised to a member by its reservation and its weight, if all ask for all they can.
+        let part = |of: u64, reserved: u64, all: u64, weight: u32| match of {
+            0 => 0,
+            _ => (of.saturating_sub(all).saturating_mul(weight.into()))
+                .checked_div(weights)
+                .unwrap_or(0)
+                .saturating_add(reserved)
+                .max(1),
+        };
+        // Of a capacity that is not known, reservations are taken to be half.
+        let sure = |of: u64, reserved: u64, all: u64| match reserved {
+            0 => 0,
+            _ => depth
+                .saturating_mul(reserved)
+                .checked_div(of.max(all.saturating_mul(2)))
+                .unwrap_or(0)
+                .max(1),
+        };
+        for entry in self.entries.iter().flatten() {
+            let Promise {
+                ios: reserved,
+                bytes: reserved_bytes,
+                weight,
+            } = entry.promise;
+            entry.member.part.apply_part(
+                part(iops, reserved, ios, weight),
+                part(bps, reserved_bytes, bytes, weight),
+                now,
+            );
+            entry
+                .member
+                .set_sure(sure(iops, reserved, ios).max(sure(bps, reserved_bytes, bytes)));
         }
     }
 
     /// Lets go what waits for a member, unless it is of no avail.
-    fn release_all(&mut self, slot: Slot, now: u64) {
-        let Some(entry) = self.entries.get_mut(slot.index()).and_then(Option::as_mut) else {
-            return;
-        };
-        for direction in [Direction::Read, Direction::Write] {
-            while let Some(bio) = entry.queue.pop(direction) {
-                self.released.push_back(bio);
+    pub(crate) fn release_all(&mut self, slot: Slot, now: u64) {
+        if let Some(entry) = self.entry(slot) {
+            while let Some(bio) = entry.queue.pop_any() {
+                entry.send(bio, now);
             }
         }
         self.scheduler.idle(slot, now);
     }
 
-    /// Lets go what waits for disks that are gone.
+    /// Lets go what waits for disks that are gone, or for a file system to be frozen that is.
     fn look(&mut self, now: u64) {
-        self.look_at = now + LOOK_AFTER;
-        for index in 0..self.entries.len() {
-            let dead = match &self.entries[index] {
-                Some(entry) if entry.queue.device_is_dead() => entry.member.slot,
-                _ => continue,
-            };
-            self.release_all(dead, now);
+        let mut look_at = now + LOOK_AFTER;
+        for entry in self.entries.iter_mut().flatten() {
+            if entry.queue.is_empty() {
+                continue;
+            }
+            let slot = entry.member.slot();
+            if let Some(since) = entry.member.freezing_since() {
+                look_at = now + LOOK_SOON;
+                if now - since >= FREEZE {
+                    entry.member.limits.lift();
+                }
+            }
+            if entry.member.is_open() {
+                while let Some(bio) = entry.queue.pop_any() {
+                    entry.send(bio, now);
+                }
+            }
+            while let Some(bio) = entry.queue.pop_dead() {
+                entry.send(bio, now);
+            }
+            match entry.eligible() {
+                Some(eligible) => self.scheduler.set_eligible(slot, eligible, now),
+                None => self.scheduler.idle(slot, now),
+            }
         }
+        self.look_at = look_at;
     }
 }
 
 impl Group {
     /// A group without members or capacity, `is_private` if it is to have one member and no capacity.
     /// Process context.
-    pub(crate) fn new(is_private: bool) -> Result<Arc<Self>> {
-        let queue = OwnedQueue::new(c"dm-qos", Priority::High)?;
+    pub(crate) fn new(common: Arc<Common>, is_private: bool) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
-                clock: Clock::new(),
+                clock: Clock::new(common.epoch),
                 is_private,
                 governs: Atomic::new(false),
                 is_contended: Atomic::new(false),
                 capacity: Limits::new(),
+                certain: Limits::new(),
                 depth: Atomic::new(0),
                 in_flight: Atomic::new(0),
+                ended: Atomic::new(0),
                 state <- new_spinlock!(State {
                     scheduler: Scheduler::new(),
                     entries: KVVec::new(),
+                    shared: Capacity::NONE,
                     price: mclock::Capacity::new(0, 0),
-                    released: BioList::new(),
                     armed_until: NEVER,
                     ran_at: 0,
                     slack: SLACK,
                     look_at: 0,
+                    full: None,
                 }),
                 timer <- HrTimer::new(),
                 work <- new_work!("dm_qos::Group::work"),
                 armed <- new_mutex!(None),
-                queue,
+                common,
             }),
             GFP_KERNEL,
         )
@@ -339,42 +416,54 @@ impl Group {
 
     /// Adds a member. Process context; one at a time.
     pub(crate) fn add(
-        self: ArcBorrow<'_, Self>,
+        self: &Arc<Self>,
         settings: &Settings,
+        disk: MappedDisk,
         is_zoned: bool,
     ) -> Result<Arc<Member>> {
         let queue = KBox::new(Queue::new(is_zoned)?, GFP_KERNEL)?;
         self.make_room()?;
         let promise = promise_of(settings);
         let slot = {
-            let now = self.now();
             let mut state = self.state.lock();
+            let now = self.now();
             state.scheduler.add(&promise, now).ok_or(ENOMEM)?
         };
-        let member = Arc::pin_init(
-            try_pin_init!(Member {
-                group: self.into(),
-                slot,
-                limits: Limits::new(),
-                traffic <- Traffic::new(),
-                waiting: [Atomic::new(0), Atomic::new(0)],
-                is_open: Atomic::new(false),
-                is_zoned,
-            }),
-            GFP_KERNEL,
+        let member = Member::new(
+            self.clone(),
+            self.common.clone(),
+            slot,
+            disk,
+            is_zoned,
+            self.is_private,
         );
         let mut state = self.state.lock();
         let member = member.inspect_err(|_| state.scheduler.remove(slot))?;
-        member.limits.apply(settings, self.now());
-        let governs = self.governs.load(Relaxed);
+        let now = self.now();
+        member.limits.apply(settings, now);
+        member.ahead.apply_ahead(settings, now);
+        let governs = self.governs();
         state.slack = state.slack.min(slack(member.limits.burst(), governs));
         if let Some(entry) = state.entries.get_mut(slot.index()) {
             *entry = Some(Entry {
                 member: member.clone(),
                 queue,
+                promise,
             });
         }
+        state.share_out(now);
         Ok(member)
+    }
+
+    /// Removes a member, for which nothing waits, nor will.
+    pub(crate) fn remove(&self, member: &Member) {
+        let mut state = self.state.lock();
+        let slot = member.slot();
+        state.scheduler.remove(slot);
+        let entry = state.entries.get_mut(slot.index()).and_then(Option::take);
+        state.share_out(self.now());
+        drop(state);
+        drop(entry);
     }
 
     /// Makes room for another member.
@@ -404,8 +493,8 @@ impl Group {
         Ok(())
     }
 
-    /// Changes what the members share, for what waits already as well.
-    pub(crate) fn set_capacity(self: ArcBorrow<'_, Self>, capacity: &Capacity, burst_ms: u64) {
+    /// Changes what the members share, for what waits already as well. Process context.
+    pub(crate) fn set_capacity(self: &Arc<Self>, capacity: &Capacity, burst_ms: u64) {
         let limits = Settings {
             iops: capacity.iops,
             bps: capacity.bps,
@@ -414,12 +503,59 @@ impl Group {
         };
         {
             let mut state = self.state.lock();
+            let now = self.now();
             state.price = mclock::Capacity::new(capacity.iops, capacity.bps);
-            self.capacity.apply(&limits, self.now());
+            state.shared = *capacity;
+            self.capacity.apply(&limits, now);
+            self.certain.apply(&limits, now);
             self.depth.store(capacity.depth, Relaxed);
             let governs = *capacity != Capacity::NONE;
             self.governs.store(governs, Relaxed);
             state.find_slack(governs.then_some(&self.capacity));
+            state.share_out(now);
+        }
+        self.kick();
+    }
+
+    /// Changes a member's limits and what is promised to it, for what waits already as well. Process
+    /// context.
+    pub(crate) fn set_member(self: &Arc<Self>, member: &Member, settings: &Settings) {
+        {
+            let mut state = self.state.lock();
+            let now = self.now();
+            member.limits.apply(settings, now);
+            member.ahead.apply_ahead(settings, now);
+            let governs = self.governs();
+            state.find_slack(governs.then_some(&self.capacity));
+            let promise = promise_of(settings);
+            let slot = member.slot();
+            state.scheduler.set_promise(slot, &promise, now);
+            let entry = state.entry(slot);
+            let is_new = entry.as_ref().is_some_and(|entry| entry.promise != promise);
+            let eligible = entry.and_then(|entry| {
+                entry.promise = promise;
+                entry.eligible()
+            });
+            if let Some(eligible) = eligible {
+                state.scheduler.set_eligible(slot, eligible, now);
+            }
+            if is_new {
+                state.share_out(now);
+            }
+        }
+        self.kick();
+    }
+
+    /// Sets whether limits apply to a member. What waits is let go when they cease to. Process context.
+    pub(crate) fn set_mode(self: &Arc<Self>, member: &Member, mode: Mode) {
+        {
+            let mut state = self.state.lock();
+            let now = self.now();
+            member.set_mode(mode, now);
+            if member.is_open() {
+                state.release_all(member.slot(), now);
+            }
+            state.look_at = now;
         }
         self.kick();
     }
@@ -428,28 +564,53 @@ impl Group {
     pub(crate) fn end(&self) {
         // The work arms the timer only when a bio waits. But a timer may be about to fire that it
         // armed before, and queue the work once more.
-        self.queue.flush();
+        workqueue::flush_work(&self.work);
         drop(self.armed.lock().take());
-        self.queue.flush();
+        workqueue::flush_work(&self.work);
         // Work and timer hold no reference any more. So it is not the work that drops the last one,
-        // and with it the queue it runs on.
+        // and with it, as the module goes, the queue it runs on.
     }
 
-    /// Now, in ticks.
+    /// Now, in ticks. With `state` locked where the scheduler is to know it: time does not go back for
+    /// that.
     #[inline]
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.clock.now()
     }
 
+    /// Has the group a capacity or a depth?
+    #[inline]
+    pub(crate) fn governs(&self) -> bool {
+        self.governs.load(Relaxed)
+    }
+
+    /// Do bios wait for capacity or for room below?
+    #[inline]
+    pub(crate) fn is_contended(&self) -> bool {
+        self.is_contended.load(Relaxed)
+    }
+
+    pub(crate) fn state(&self) -> &SpinLock<State> {
+        &self.state
+    }
+
     /// Has the work look at what waits. Any context.
-    fn kick(self: ArcBorrow<'_, Self>) {
+    pub(crate) fn kick(self: &Arc<Self>) {
+        self.as_arc_borrow().kick_borrowed();
+    }
+
+    fn kick_borrowed(self: ArcBorrow<'_, Self>) {
+        let queue = match self.is_private {
+            true => &self.common.submit,
+            false => &self.common.decide,
+        };
         // Queued already is as well.
-        let _ = self.queue.enqueue::<Arc<Self>, 0>(self.into());
+        let _ = queue.enqueue::<Arc<Self>, 0>(self.into());
     }
 
     /// Lets an I/O in flight if there is room; says whether it is to be counted.
     #[inline]
-    fn try_enter(&self) -> Option<bool> {
+    fn try_enter(&self, member: &Member) -> Option<bool> {
         let depth = self.depth.load(Relaxed);
         if depth == 0 {
             return Some(false);
@@ -457,35 +618,76 @@ impl Group {
         let mut in_flight = self.in_flight.load(Relaxed);
         while in_flight < depth {
             match self.in_flight.cmpxchg(in_flight, in_flight + 1, Relaxed) {
-                Ok(_) => return Some(true),
+                Ok(_) => {
+                    member.enters();
+                    return Some(true);
+                }
                 Err(current) => in_flight = current,
             }
         }
         None
     }
 
+    /// Lets an I/O in flight whatever comes; says whether it is to be counted.
+    fn enter(&self, member: &Member) -> bool {
+        let is_counted = self.depth.load(Relaxed) != 0;
+        if is_counted {
+            self.in_flight.add(1, Relaxed);
+            member.enters();
+        }
+        is_counted
+    }
+
     /// Charges an I/O if it may leave now, as far as capacity and room below go. Says whether it is
     /// counted as in flight.
-    fn try_charge(&self, direction: Direction, charge: Charge, now: Now) -> Option<bool> {
+    pub(crate) fn try_charge(
+        &self,
+        member: &Member,
+        direction: Direction,
+        charge: Charge,
+        now: Now,
+    ) -> Option<bool> {
         // Of a capacity there are limits in total only.
         let capacity = self.capacity.on(direction);
         if !self.capacity.try_charge(capacity, charge, now) {
             return None;
         }
-        let is_counted = self.try_enter();
+        let is_counted = self.try_enter(member);
         if is_counted.is_none() {
             self.capacity.refund(capacity, charge);
         }
         is_counted
     }
 
-    /// Lets an I/O in flight whatever comes; says whether it is to be counted.
-    fn enter(&self) -> bool {
-        let is_counted = self.depth.load(Relaxed) != 0;
-        if is_counted {
-            self.in_flight.add(1, Relaxed);
+    /// Charges an I/O that runs ahead of the capacity, if there is room below, or `whatever` comes: then
+    /// only its maker pays, by its share. Says whether it is counted as in flight. Process context.
+    pub(crate) fn try_charge_ahead(
+        &self,
+        member: &Member,
+        direction: Direction,
+        charge: Charge,
+        whatever: bool,
+    ) -> Option<bool> {
+        if !self.governs() {
+            return Some(false);
         }
-        is_counted
+        let is_counted = match whatever {
+            true => self.enter(member),
+            false => {
+                let is_counted = self.try_enter(member)?;
+                let now = self.now();
+                self.capacity
+                    .charge_up_to(direction, charge, now, now, DEBT);
+                is_counted
+            }
+        };
+        if self.is_contended() {
+            let mut state = self.state.lock();
+            let now = self.now();
+            let cost = Self::cost(charge, state.price);
+            state.scheduler.served(member.slot(), cost, now);
+        }
+        Some(is_counted)
     }
 
     /// Is there room below? If not, who makes room will kick the work.
@@ -498,29 +700,26 @@ impl Group {
             return true;
         }
         self.is_contended.store(true, Relaxed);
-        // Pairs with the full ordering in `leave`.
+        // Pairs with the full ordering in `io_ended`.
         smp_mb();
         has_room()
     }
 
-    /// An I/O that was counted has ended. Any context.
-    #[cold]
-    fn leave(self: ArcBorrow<'_, Self>) {
-        // Pairs with the barrier in `has_room`.
-        self.in_flight.fetch_sub(1, Full);
-        if self.is_contended.load(Relaxed) {
-            self.kick();
-        }
-    }
-
     /// What is to be done next with what waits.
-    fn next(&self, state: &mut State, now: u64) -> Step {
+    pub(crate) fn next(&self, state: &mut State, now: u64) -> Step {
+        let governs = self.governs();
         loop {
-            let slot = match state.scheduler.next(now) {
-                mclock::Next::Dispatch(slot, _) => slot,
+            let (slot, phase) = match state.scheduler.next(now) {
+                mclock::Next::Dispatch(slot, phase) => (slot, phase),
                 mclock::Next::Wait(until) => {
-                    self.is_contended.store(false, Relaxed);
-                    return Step::Wait(until);
+                    return match self.stalls_until(state, now) {
+                        // For room, some of them.
+                        Some(then) if state.scheduler.has_parked() => Step::Wait(until.min(then)),
+                        _ => {
+                            self.is_contended.store(false, Relaxed);
+                            Step::Wait(until)
+                        }
+                    };
                 }
                 mclock::Next::Nothing => {
                     self.is_contended.store(false, Relaxed);
@@ -528,12 +727,12 @@ impl Group {
                 }
             };
             let next = match state.entry(slot) {
-                Some(entry) => entry.queue.next(&entry.member.limits, now),
+                Some(entry) => entry.queue.next(entry.member.allowed(), now),
                 None => Next::Nothing,
             };
             // Others may have been charged since the scheduler was told.
-            let (direction, mut due) = match next {
-                Next::Release(direction, due) => (direction, due),
+            let mut choice = match next {
+                Next::Release(choice) => choice,
                 Next::Wait(until) => {
                     state.scheduler.set_eligible(slot, until, now);
                     continue;
@@ -543,50 +742,114 @@ impl Group {
                     continue;
                 }
             };
-            if self.governs.load(Relaxed) {
+            let mut whatever = false;
+            if governs {
                 let charge = state
                     .entry(slot)
-                    .and_then(|entry| entry.queue.first(direction));
-                let eligible = self
-                    .capacity
-                    .eligible(direction, charge.unwrap_or_default());
+                    .and_then(|entry| entry.queue.charge(choice));
+                let capacity = match phase {
+                    Phase::Reservation => &self.certain,
+                    Phase::Weight => &self.capacity,
+                };
+                let eligible = capacity.eligible(choice.direction, charge.unwrap_or_default());
                 if eligible > now {
                     self.is_contended.store(true, Relaxed);
-                    return Step::Wait(eligible);
+                    return Step::Wait(eligible.min(state.scheduler.changes_at()));
                 }
-                if !self.has_room() {
-                    return Step::Wait(NEVER);
+                if self.has_room() {
+                    state.full = None;
+                } else if self.may_exceed(state, slot, phase, now) {
+                    whatever = true;
+                } else {
+                    let stalls_until = self.stalls_until(state, now);
+                    if phase == Phase::Weight && stalls_until.is_some_and(|then| then < now + STALL)
+                    {
+                        // Nobody else has room either.
+                        let until = stalls_until.unwrap_or(NEVER);
+                        return Step::Wait(until.min(state.scheduler.changes_at()));
+                    }
+                    state.scheduler.park(slot);
+                    continue;
                 }
-                due = due.max(eligible);
+                choice.due = choice.due.max(eligible);
             }
-            return Step::Release(slot, direction, due);
+            return Step::Release(Release {
+                slot,
+                choice,
+                phase,
+                whatever,
+            });
         }
     }
 
+    /// May a member have another I/O in flight though there is no room?
+    fn may_exceed(&self, state: &mut State, slot: Slot, phase: Phase, now: u64) -> bool {
+        let ended = self.ended.load(Relaxed);
+        let since = match state.full {
+            Some((before, since)) if before == ended => since,
+            _ => {
+                state.full = Some((ended, now));
+                now
+            }
+        };
+        let is_stalled = now - since >= STALL;
+        state.entry(slot).is_some_and(|entry| {
+            let member = &entry.member;
+            (phase == Phase::Reservation && member.has_sure_room())
+                || (is_stalled && member.has_none_in_flight())
+        })
+    }
+
+    /// Until when nothing that is below may end before more is let in flight, if there is no room.
+    fn stalls_until(&self, state: &State, now: u64) -> Option<u64> {
+        let (_, since) = state.full?;
+        Some(match since + STALL {
+            then if then > now => then,
+            // It stalls already. Whoever may have one has.
+            _ => now + STALL,
+        })
+    }
+
     /// Takes out and charges what [`Self::next`] said. `None` when somebody else took the room below.
-    fn take(
+    pub(crate) fn take(
         &self,
         state: &mut State,
-        slot: Slot,
-        direction: Direction,
-        due: u64,
+        release: Release,
         now: u64,
     ) -> Option<HeldBio<Held>> {
-        let governs = self.governs.load(Relaxed);
-        let is_counted = governs && self.try_enter()?;
+        let Release {
+            slot,
+            choice,
+            phase,
+            whatever,
+        } = release;
+        let governs = self.governs();
         let price = state.price;
         let entry = state.entry(slot)?;
-        let mut bio = entry.queue.pop(direction)?;
+        let member = &entry.member;
+        let is_counted = governs
+            && match whatever {
+                true => self.enter(member),
+                false => self.try_enter(member)?,
+            };
+        let mut bio = entry.queue.pop(choice)?;
         let Held { since, charge, .. } = *bio.data();
         bio.data_mut().is_counted = is_counted;
 
-        let limits = &entry.member.limits;
-        let due = due.max(since);
-        limits.charge_held(direction, charge, due, now);
-        let eligible = entry.queue.eligible(limits);
+        let direction = choice.direction;
+        let due = choice.due.max(since);
+        charge_held(member, choice, charge, due, now);
         if governs {
-            self.capacity.charge_held(direction, charge, due, now);
+            match phase {
+                Phase::Weight => self.capacity.charge_held(direction, charge, due, now),
+                Phase::Reservation => {
+                    self.certain.charge_held(direction, charge, due, now);
+                    self.capacity
+                        .charge_up_to(direction, charge, due, now, DEBT);
+                }
+            }
         }
+        let eligible = entry.eligible();
         state.scheduler.served(slot, Self::cost(charge, price), now);
         match eligible {
             Some(eligible) => state.scheduler.set_eligible(slot, eligible, now),
@@ -595,40 +858,32 @@ impl Group {
         Some(bio)
     }
 
-    /// Takes out bios that are due. Says when there will be more.
-    fn release_some(&self, batch: &mut Batch) -> More {
-        let now = self.now();
+    /// Takes out bios that are due, and has them submitted. Says when there will be more.
+    fn take_out(&self) -> More {
         let mut state = self.state.lock();
+        let now = self.now();
         let state = &mut *state;
         state.ran_at = now;
+        state.scheduler.unpark();
         if now >= state.look_at {
             state.look(now);
         }
-        while batch.has_room() {
-            if let Some(first) = state.released.front() {
-                if !batch.is_for(first.data().member) {
-                    return More::Now;
-                }
-                if let Some(bio) = state.released.pop_front() {
-                    state.leaves(bio, batch, now);
-                }
-                continue;
-            }
+        let mut count = 0;
+        while count < BATCH {
             match self.next(state, now) {
-                Step::Release(slot, ..) if !batch.is_for(slot) => return More::Now,
-                Step::Release(slot, ..) if self.is_private => {
-                    self.take_all_due(state, slot, batch, now);
+                Step::Release(release) if self.is_private => {
+                    count += take_all_due(state, release.slot, BATCH - count, now);
                 }
-                Step::Release(slot, direction, due) => {
-                    if let Some(bio) = self.take(state, slot, direction, due, now) {
-                        state.leaves(bio, batch, now);
+                Step::Release(release) => {
+                    if let Some(bio) = self.take(state, release, now) {
+                        if let Some(entry) = state.entry(release.slot) {
+                            entry.send(bio, now);
+                        }
+                        count += 1;
                     }
                 }
-                // While they are submitted, others come to wait for that.
-                Step::Wait(_) | Step::Nothing if !batch.is_empty() => return More::Now,
                 Step::Wait(until) => {
-                    // Disks are to be looked at while anything waits for them.
-                    let until = state.wake_at(until.min(now + LOOK_AFTER));
+                    let until = state.wake_at(until.min(state.look_at));
                     state.armed_until = until;
                     return More::At(until);
                 }
@@ -641,25 +896,14 @@ impl Group {
         More::Now
     }
 
-    /// As [`Self::next`] and [`Self::take`] in turn, for the member of a private group: the scheduler
-    /// need not be asked for each.
-    fn take_all_due(&self, state: &mut State, slot: Slot, batch: &mut Batch, now: u64) {
-        let Some(entry) = state.entry(slot) else {
-            return;
-        };
-        while batch.has_room() {
-            let limits = &entry.member.limits;
-            let (direction, due) = match entry.queue.next(limits, now) {
-                Next::Release(direction, due) => (direction, due),
-                Next::Wait(until) => return state.scheduler.set_eligible(slot, until, now),
-                Next::Nothing => return state.scheduler.idle(slot, now),
-            };
-            if let Some(bio) = entry.queue.pop(direction) {
-                let Held { since, charge, .. } = *bio.data();
-                limits.charge_held(direction, charge, due.max(since), now);
-                entry.leaves(bio, batch, now);
-            }
+    /// The only member of a private group.
+    fn only_member(&self) -> Option<Arc<Member>> {
+        if !self.is_private {
+            return None;
         }
+        let state = self.state.lock();
+        let entry = state.entries.iter().flatten().next();
+        entry.map(|entry| entry.member.clone())
     }
 
     /// What an I/O costs a member.
@@ -672,76 +916,44 @@ impl Group {
     }
 }
 
-/// Bios of one member that leave.
-struct Batch {
-    bios: BioList<Held>,
-    member: Option<Arc<Member>>,
-    /// How many of each direction.
-    counts: [u64; 2],
+/// Charges a bio that waited and leaves.
+fn charge_held(member: &Member, choice: Choice, charge: Charge, due: u64, now: u64) {
+    let direction = choice.direction;
+    if choice.is_ahead {
+        member.ahead.charge_held(direction, charge, due, now);
+        member.limits.charge(direction, charge, now);
+        member.traffic.count_ahead(direction);
+    } else {
+        member.limits.charge_held(direction, charge, due, now);
+    }
 }
 
-impl Batch {
-    fn new() -> Self {
-        Self {
-            bios: BioList::new(),
-            member: None,
-            counts: [0; 2],
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.member.is_none()
-    }
-
-    fn has_room(&self) -> bool {
-        let [reads, writes] = self.counts;
-        reads + writes < BATCH
-    }
-
-    /// Is it for this member, or for nobody yet?
-    fn is_for(&self, slot: Slot) -> bool {
-        self.member.as_ref().is_none_or(|one| one.slot == slot)
-    }
-
-    /// The member must be the one that it is for.
-    fn push(&mut self, bio: HeldBio<Held>, member: &Arc<Member>) {
-        if self.member.is_none() {
-            self.member = Some(member.clone());
-        }
-        self.counts[bio.direction() as usize] += 1;
-        self.bios.push_back(bio);
-    }
-
-    /// Submits them. Process context.
-    fn submit(mut self) {
-        let Some(member) = self.member else {
-            return;
+/// As [`Group::next`] and [`Group::take`] in turn, for the member of a private group: the scheduler
+/// need not be asked for each. Says how many, which are no more than `most`.
+fn take_all_due(state: &mut State, slot: Slot, most: u64, now: u64) -> u64 {
+    let Some(entry) = state.entry(slot) else {
+        return 0;
+    };
+    for count in 0..most {
+        let member = &entry.member;
+        let choice = match entry.queue.next(member.allowed(), now) {
+            Next::Release(choice) => choice,
+            Next::Wait(until) => {
+                state.scheduler.set_eligible(slot, until, now);
+                return count;
+            }
+            Next::Nothing => {
+                state.scheduler.idle(slot, now);
+                return count;
+            }
         };
-        plugged(|| {
-            while let Some(bio) = self.bios.pop_front() {
-                let (bio, held) = bio.release();
-                member.traffic.count(bio.direction(), held.charge);
-                if held.is_counted {
-                    bio.observed_by(member.group.clone()).submit();
-                } else {
-                    bio.submit();
-                }
-            }
-        });
-        for (waiting, count) in member.waiting.iter().zip(self.counts) {
-            if count != 0 {
-                // Only now may others pass.
-                waiting.fetch_sub(count, Release);
-            }
+        if let Some(bio) = entry.queue.pop(choice) {
+            let Held { since, charge, .. } = *bio.data();
+            charge_held(member, choice, charge, choice.due.max(since), now);
+            entry.send(bio, now);
         }
     }
-}
-
-/// When there is more to release.
-enum More {
-    Now,
-    At(u64),
-    Never,
+    most
 }
 
 /// How late what waits may leave, in ticks, when this is the least burst of a group, and whether the
@@ -757,16 +969,26 @@ fn slack(burst: u64, governs: bool) -> u64 {
     }
 }
 
+fn promise_of(settings: &Settings) -> Promise {
+    Promise {
+        ios: settings.reserve_iops,
+        bytes: settings.reserve_bps,
+        weight: settings.weight as u32,
+    }
+}
+
 impl WorkItem for Group {
     type Pointer = Arc<Group>;
 
     fn run(this: Arc<Group>) {
         // Cancels the timer.
         drop(this.armed.lock().take());
+        let only_member = this.only_member();
         loop {
-            let mut batch = Batch::new();
-            let more = this.release_some(&mut batch);
-            batch.submit();
+            let more = this.take_out();
+            if let Some(member) = &only_member {
+                member.submit();
+            }
             match more {
                 More::Now => {}
                 More::Never => break,
@@ -781,9 +1003,14 @@ impl WorkItem for Group {
     }
 }
 
-impl Observer for Group {
-    fn bio_ended(this: ArcBorrow<'_, Self>) {
-        this.leave();
+impl Parent for Group {
+    fn io_ended(self: Arc<Self>) {
+        self.ended.add(1, Relaxed);
+        // Pairs with the barrier in `has_room`.
+        self.in_flight.fetch_sub(1, Full);
+        if self.is_contended() {
+            self.kick();
+        }
     }
 }
 
@@ -791,318 +1018,7 @@ impl HrTimerCallback for Group {
     type Pointer<'a> = Arc<Self>;
 
     fn run(this: ArcBorrow<'_, Self>, _: HrTimerCallbackContext<'_, Self>) -> HrTimerRestart {
-        this.kick();
+        this.kick_borrowed();
         HrTimerRestart::NoRestart
-    }
-}
-
-impl Member {
-    /// Lets a bio pass or holds it, or ends it if it would have to wait but must not. Process context.
-    #[inline]
-    pub(crate) fn admit<'a>(
-        &self,
-        bio: MappedBio<Held>,
-        direction: Direction,
-        charge: Charge,
-    ) -> Map<'a, Held> {
-        let group = &*self.group;
-        let governs = group.governs.load(Relaxed);
-        let [reads, writes] = &self.waiting;
-        let limits = self.limits.on(direction);
-        if reads.load(Acquire) | writes.load(Acquire) == 0 {
-            if !governs && limits.is_empty() {
-                return self.pass(bio, direction, charge, false);
-            }
-            let is_special = self.is_important(&bio, direction)
-                || (governs && group.is_contended.load(Relaxed))
-                || self.is_open.load(Acquire);
-            if !is_special {
-                let now = group.clock.roughly_now();
-                if let Some(is_counted) = self.try_charge(direction, limits, charge, now) {
-                    return self.pass(bio, direction, charge, is_counted);
-                }
-            }
-        }
-        self.admit_slowly(bio, direction, limits, charge)
-    }
-
-    /// Lets a bio go that was charged.
-    #[inline]
-    fn pass<'a>(
-        &self,
-        bio: MappedBio<Held>,
-        direction: Direction,
-        charge: Charge,
-        is_counted: bool,
-    ) -> Map<'a, Held> {
-        self.traffic.count(direction, charge);
-        if is_counted {
-            Map::Observed(bio.observed_by(self.group.clone()))
-        } else {
-            Map::Remapped(bio)
-        }
-    }
-
-    /// Would somebody important wait behind somebody who is not?
-    #[inline]
-    fn is_important(&self, bio: &MappedBio<Held>, direction: Direction) -> bool {
-        bio.flags()
-            .any_of(Flags::META.or(Flags::PRIO).or(Flags::SWAP))
-            && !(self.is_zoned && direction == Direction::Write)
-    }
-
-    /// The part of [`Self::admit`] for when something waits, or would have to.
-    #[cold]
-    fn admit_slowly<'a>(
-        &self,
-        bio: MappedBio<Held>,
-        direction: Direction,
-        limits: Subset,
-        charge: Charge,
-    ) -> Map<'a, Held> {
-        let group = &*self.group;
-        let is_limited = group.governs.load(Relaxed) || !limits.is_empty();
-        let is_first = self.waiting[direction as usize].load(Acquire) == 0;
-        let is_open = self.is_open.load(Acquire);
-        if is_first && (is_open || !is_limited) {
-            return self.pass(bio, direction, charge, false);
-        }
-        let now = group.now();
-        if self.is_important(&bio, direction) {
-            let is_counted = !is_open && self.charge(direction, charge, now);
-            return self.pass(bio, direction, charge, is_counted);
-        }
-        let [reads, writes] = &self.waiting;
-        // What waits in the other direction may wait for nothing that this one needs.
-        let none_before = match self.limits.are_shared() {
-            true => reads.load(Acquire) | writes.load(Acquire) == 0,
-            false => is_first,
-        };
-        if none_before && !group.is_contended.load(Relaxed) {
-            if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
-                return self.pass(bio, direction, charge, is_counted);
-            }
-        }
-        self.hold(bio, direction, charge, now)
-    }
-
-    /// Charges an I/O if it may leave now, as far as limits, capacity and room below go. Says whether
-    /// it is counted as in flight.
-    #[inline]
-    fn try_charge(
-        &self,
-        direction: Direction,
-        limits: Subset,
-        charge: Charge,
-        now: Now,
-    ) -> Option<bool> {
-        if !self.limits.try_charge(limits, charge, now) {
-            return None;
-        }
-        if !self.group.governs.load(Relaxed) {
-            return Some(false);
-        }
-        let is_counted = self.group.try_charge(direction, charge, now);
-        if is_counted.is_none() {
-            self.limits.refund(limits, charge);
-        }
-        is_counted
-    }
-
-    /// Charges an I/O that leaves now whatever comes. Says whether it is counted as in flight.
-    #[cold]
-    fn charge(&self, direction: Direction, charge: Charge, now: u64) -> bool {
-        let group = &*self.group;
-        self.limits.charge(direction, charge, now);
-        if !group.governs.load(Relaxed) {
-            return false;
-        }
-        group.capacity.charge(direction, charge, now);
-        if group.is_contended.load(Relaxed) {
-            let mut state = group.state.lock();
-            let cost = Group::cost(charge, state.price);
-            state.scheduler.served(self.slot, cost, now);
-        }
-        group.enter()
-    }
-
-    /// The part of [`Self::admit`] that takes the lock.
-    #[cold]
-    fn hold<'a>(
-        &self,
-        bio: MappedBio<Held>,
-        direction: Direction,
-        charge: Charge,
-        now: u64,
-    ) -> Map<'a, Held> {
-        let group = &*self.group;
-        let must_not_wait = bio.flags().any_of(Flags::NOWAIT);
-        let waiting = &self.waiting[direction as usize];
-
-        let mut state = group.state.lock();
-        let is_open = self.is_open.load(Relaxed);
-        let is_first = waiting.load(Acquire) == 0;
-        if is_first {
-            // What goes to a disk that is gone fails there. When only the other direction waits, and
-            // not for what this bio needs, there is no reason to wait either.
-            if is_open || bio.device_is_dead() {
-                return self.pass(bio, direction, charge, false);
-            }
-            if !self.is_before(&mut state, now) {
-                let limits = self.limits.on(direction);
-                if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
-                    return self.pass(bio, direction, charge, is_counted);
-                }
-            }
-        }
-        if must_not_wait {
-            drop(state);
-            bio.end(Status::AGAIN);
-            return Map::Submitted;
-        }
-
-        let bio = bio.hold(Held {
-            since: now,
-            charge,
-            member: self.slot,
-            is_counted: false,
-        });
-        waiting.add(1, Relaxed);
-        if is_open {
-            state.released.push_back(bio);
-            drop(state);
-            self.group.as_arc_borrow().kick();
-            return Map::Submitted;
-        }
-        let Some(entry) = state.entry(self.slot) else {
-            // There is one as long as there is a bio.
-            return Map::Submitted;
-        };
-        let was_empty = entry.queue.is_empty();
-        if !entry.queue.push(direction, bio) {
-            // It is not next in its direction.
-            return Map::Submitted;
-        }
-        let eligible = entry.queue.eligible(&self.limits).unwrap_or(now);
-        if was_empty {
-            state.scheduler.backlogged(self.slot, eligible, now);
-        } else {
-            state.scheduler.set_eligible(self.slot, eligible, now);
-        }
-        if !is_first {
-            // The work is about to submit some of this direction, and will look for more.
-            return Map::Submitted;
-        }
-
-        // Who waits first may be next of all: then it need not wait for the work.
-        let is_due = match group.next(&mut state, now) {
-            Step::Nothing => false,
-            Step::Wait(until) => state.wake_at(until) < state.armed_until,
-            Step::Release(slot, next, due) if slot == self.slot && next == direction => {
-                if let Some(bio) = group.take(&mut state, slot, direction, due, now) {
-                    waiting.fetch_sub(1, Relaxed);
-                    let (bio, held) = bio.release();
-                    return self.pass(bio, direction, charge, held.is_counted);
-                }
-                false
-            }
-            Step::Release(..) => state.wake_at(now) < state.armed_until,
-        };
-        drop(state);
-        if is_due {
-            self.group.as_arc_borrow().kick();
-        }
-        Map::Submitted
-    }
-
-    /// Is something that waits in the group about to be released?
-    fn is_before(&self, state: &mut State, now: u64) -> bool {
-        state.scheduler.has_ready(now)
-    }
-
-    /// Changes the limits and what is promised, for what waits already as well. Process context.
-    pub(crate) fn apply(&self, settings: &Settings) {
-        let group = self.group.as_arc_borrow();
-        {
-            let now = group.now();
-            let mut state = group.state.lock();
-            self.limits.apply(settings, now);
-            let governs = group.governs.load(Relaxed);
-            state.find_slack(governs.then_some(&group.capacity));
-            state
-                .scheduler
-                .set_promise(self.slot, &promise_of(settings), now);
-            let entry = state.entry(self.slot);
-            if let Some(eligible) = entry.and_then(|entry| entry.queue.eligible(&self.limits)) {
-                state.scheduler.set_eligible(self.slot, eligible, now);
-            }
-        }
-        group.kick();
-    }
-
-    /// Do limits and capacity not apply? What waits is let go when they cease to. Process context.
-    pub(crate) fn set_open(&self, is_open: bool) {
-        let group = self.group.as_arc_borrow();
-        {
-            let mut state = group.state.lock();
-            self.is_open.store(is_open, Release);
-            if is_open {
-                state.release_all(self.slot, group.now());
-            }
-        }
-        group.kick();
-    }
-
-    /// Leaves the group. No bio may be in flight, nor come. Process context.
-    pub(crate) fn remove(&self) {
-        let mut state = self.group.state.lock();
-        state.scheduler.remove(self.slot);
-        let entry = state
-            .entries
-            .get_mut(self.slot.index())
-            .and_then(Option::take);
-        drop(state);
-        drop(entry);
-    }
-
-    /// How many wait in a direction.
-    pub(crate) fn waiting(&self, direction: Direction) -> u64 {
-        self.waiting[direction as usize].load(Relaxed)
-    }
-
-    /// How long those waited in a direction that do not any more.
-    pub(crate) fn times<R>(&self, direction: Direction, look: impl FnOnce(&Histogram) -> R) -> R
-    where
-        R: Default,
-    {
-        match self.group.state.lock().entry(self.slot) {
-            Some(entry) => look(&entry.queue.times[direction as usize]),
-            None => R::default(),
-        }
-    }
-
-    /// Whether the reservation was met since the last reset.
-    pub(crate) fn windows(&self) -> Windows {
-        let now = self.group.now();
-        self.group.state.lock().scheduler.windows(self.slot, now)
-    }
-
-    /// Forgets what happened so far.
-    pub(crate) fn reset(&self) {
-        self.traffic.reset();
-        let now = self.group.now();
-        let mut state = self.group.state.lock();
-        state.scheduler.reset_windows(self.slot, now);
-        if let Some(entry) = state.entry(self.slot) {
-            entry.queue.times.iter_mut().for_each(|times| times.clear());
-        }
-    }
-}
-
-fn promise_of(settings: &Settings) -> Promise {
-    Promise {
-        ios: settings.reserve_iops,
-        bytes: settings.reserve_bps,
-        weight: settings.weight as u32,
     }
 }

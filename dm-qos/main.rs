@@ -6,26 +6,30 @@
 //! <start> <length> qos <device> <offset> [<number of words that follow> (<key> <value>)...]
 //! ```
 //!
-//! The keys are in `settings.rs`. What is let through when is decided in `limits.rs` (of one device)
-//! and `mclock.rs` (among those of a group). `group.rs` holds bios accordingly and lets them go,
-//! `groups.rs` knows who is in which group, `report.rs` reports. See Documentation/dm-qos.rst.
+//! From the bottom up, none knowing those above:
+//!
+//! - `policy/` decides, and is nothing but integers: the keys that can be set (`settings.rs`), what
+//!   limits let pass when (`gcra.rs`, `limits.rs`), whose turn it is (`turns.rs`, `mclock.rs`).
+//! - `queue.rs` holds the bios of a device, `member.rs` submits them.
+//! - `group.rs` takes them out when they are due.
+//! - `seat.rs` receives a bio: lets it pass, or has it held.
+//! - `groups.rs` knows who is in which group, and `report.rs` reports.
+//!
+//! See Documentation/dm-qos.rst.
 
 #![deny(unsafe_code)]
 
 mod atomic;
 mod clock;
-mod gcra;
 mod group;
 mod groups;
-mod heap;
-mod histogram;
-mod limits;
-mod mclock;
+mod member;
+mod policy;
 mod queue;
 mod report;
-mod settings;
+mod seat;
 mod store;
-mod turns;
+mod traffic;
 
 use ferrule::{
     bio::{
@@ -49,21 +53,24 @@ use ferrule::{
         TargetRef, //
     }, //
 };
-use group::Held;
 use groups::{
     Groups,
     Membership,
-    Refusal, //
+    Refusal,
+    Request, //
 };
 use kernel::{
     prelude::*,
     sync::Arc, //
 };
-use limits::Charge;
-use settings::{
-    Settings,
-    KEYS, //
+use policy::{
+    limits::Charge,
+    settings::{
+        Settings,
+        KEYS, //
+    },
 };
+use queue::Held;
 
 ferrule::module_target! {
     type: Qos,
@@ -74,10 +81,8 @@ ferrule::module_target! {
 }
 
 /// One table line.
-#[pin_data]
 struct Qos {
     mapping: Mapping,
-    #[pin]
     membership: Membership,
 }
 
@@ -96,20 +101,25 @@ impl Target for Qos {
     type Shared = Arc<Groups>;
 
     fn shared() -> Result<Arc<Groups>> {
-        Arc::pin_init(Groups::new(), GFP_KERNEL)
+        Arc::pin_init(Groups::new()?, GFP_KERNEL)
     }
 
     fn ctr(ti: &mut Constructor<'_, Self>, args: &mut Args<'_>) -> Result<impl PinInit<Self>> {
         let mapping = ti.map_device(args)?;
         let settings = parse_settings(&mut args.group()?, &Settings::DEFAULT)?;
-        let membership = ti
-            .shared()
-            .join(ti.table(), settings, ti.is_zoned(mapping))
-            .map_err(|refusal| refuse(args, refusal))?;
-        Ok(pin_init!(Qos {
+        let below = ti.mapped_devices_below(mapping)?;
+        let request = Request {
+            table: ti.table(),
+            settings,
+            is_zoned: ti.is_zoned(mapping),
+            disk: ti.disk(),
+            below: &below,
+        };
+        let membership = ti.shared().join(request);
+        Ok(Qos {
             mapping,
-            membership <- membership,
-        }))
+            membership: membership.map_err(|refusal| refuse(args, refusal))?,
+        })
     }
 
     #[inline]
@@ -120,12 +130,12 @@ impl Target for Qos {
         self.membership.admit(bio, direction, charge)
     }
 
-    fn presuspend(self: Pin<&Self>, _ti: TargetRef<'_>) {
-        self.membership.set_open(true);
+    fn presuspend(self: Pin<&Self>, ti: TargetRef<'_>) {
+        self.membership.suspend(ti.is_noflush_suspending());
     }
 
     fn presuspend_undo(self: Pin<&Self>, _ti: TargetRef<'_>) {
-        self.membership.set_open(false);
+        self.membership.suspend_undo();
     }
 
     fn resume(self: Pin<&Self>, _ti: TargetRef<'_>) {

@@ -318,12 +318,27 @@ impl<D> Bio<D> {
         self.size() != 0 && matches!(self.op(), Op::READ | Op::WRITE | Op::ZONE_APPEND)
     }
 
-    /// The number of the block cgroup on whose account it is, small for the first ones; 0 when there
-    /// are no cgroups (`bio_blkcg_css()`).
+    /// A number for those on whose account it is, to tell them apart:
+    ///
+    /// - that of the block cgroup that the bio came with, small for the first ones. Writeback has
+    ///   that of who dirtied the pages, as far as the file system keeps it; what has none yet gets that
+    ///   of the task at hand.
+    /// - for the root cgroup, where nobody is told apart, that of the process at hand;
+    /// - of kernel threads, which work for others (dm-crypt's, for example), in which of 64 parts of
+    ///   the disk it begins.
+    ///
+    /// To be asked where the bio was submitted, in process context.
     #[inline]
-    pub fn cgroup(&self) -> u32 {
+    pub fn submitter(&self) -> u32 {
         // SAFETY: By the type invariants.
-        unsafe { bindings::ferrule_bio_cgroup(self.as_raw()) }
+        unsafe { bindings::ferrule_bio_submitter(self.as_raw()) }
+    }
+
+    /// Does it read pages from swap? (They have no [`Flags::SWAP`].)
+    #[inline]
+    pub fn is_swap_in(&self) -> bool {
+        // SAFETY: By the type invariants. The pages of a bio are there until it ends.
+        unsafe { bindings::ferrule_bio_is_swap_in(self.as_raw()) }
     }
 
     fn end(self, status: Status) {

@@ -7,6 +7,7 @@
 #if !defined(CONFIG_RUST_INLINE_HELPERS) || defined(FERRULE_INLINE_HELPERS)
 
 #include "helpers/compat.c"
+#include "helpers/memalloc.c"
 #include "helpers/percpu.c"
 #include "helpers/workqueue.c"
 

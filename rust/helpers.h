@@ -21,6 +21,7 @@
 #include "helpers/bio.h"
 #include "helpers/compat.h"
 #include "helpers/device_mapper.h"
+#include "helpers/memalloc.h"
 #include "helpers/mm.h"
 #include "helpers/percpu.h"
 #include "helpers/power.h"

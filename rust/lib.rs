@@ -18,6 +18,7 @@ pub mod bio;
 pub mod compat;
 #[cfg(any(feature = "device_mapper", feature = "path_selector"))]
 pub mod device_mapper;
+pub mod memalloc;
 #[cfg(feature = "balloon")]
 pub mod mm;
 pub mod module;

@@ -16,6 +16,7 @@
 //! | [`OwnedQueue::freezable`] | the same, `WQ_FREEZABLE \| WQ_CPU_INTENSIVE \| WQ_PERCPU` |
 //! | [`OwnedQueue::enqueue`], [`OwnedQueue::try_spawn`] | `queue_work()` |
 //! | [`OwnedQueue::flush`] | `flush_workqueue()` |
+//! | [`flush_work`] | `flush_work()` |
 //! | drop | `destroy_workqueue()` |
 //!
 //! An [`OwnedQueue`] takes no delayed work. `destroy_workqueue()` waits for work that is queued, but
@@ -44,7 +45,8 @@ use kernel::{
     prelude::*,
     workqueue::{
         Queue,
-        RawWorkItem, //
+        RawWorkItem,
+        Work, //
     }, //
 };
 
@@ -178,6 +180,15 @@ impl Drop for OwnedQueue {
         // SAFETY: By the type invariants we own it.
         unsafe { bindings::destroy_workqueue(self.queue.as_ptr()) }
     }
+}
+
+/// Waits until a work item that is queued, or runs, has ended (`flush_work()`). What it was queued with (a
+/// reference, say) has been dropped then, unless it was queued once more.
+///
+/// Process context; not from the work itself.
+pub fn flush_work<T: ?Sized, const ID: u64>(work: &Work<T, ID>) {
+    // SAFETY: A `Work` is initialised, and borrowed until this returns.
+    unsafe { bindings::flush_work(Work::raw_get(work)) };
 }
 
 #[kernel::macros::kunit_tests(ferrule_workqueue)]

@@ -24,6 +24,7 @@ use crate::{
         Status, //
     },
     compat::owner,
+    memalloc::noio,
     module::Loading, //
 };
 use core::{
@@ -373,6 +374,38 @@ impl TableId {
     }
 }
 
+/// The disk of a mapped device (`dm_disk()`), which stays in memory as long as this does. It does not keep
+/// the mapped device from being removed.
+///
+/// # Invariants
+///
+/// We have a reference to `disk`.
+pub struct MappedDisk {
+    disk: NonNull<bindings::gendisk>,
+}
+
+// SAFETY: A disk is not tied to a thread, and its last reference may be dropped on any.
+unsafe impl Send for MappedDisk {}
+// SAFETY: All there is to be done with a shared reference is to look at a lock.
+unsafe impl Sync for MappedDisk {}
+
+impl MappedDisk {
+    /// Is the file system on it being frozen at the moment (`bdev_freeze()`), for a suspend for example:
+    /// does it write what it has to? Any context.
+    pub fn is_freezing(&self) -> bool {
+        // SAFETY: By the type invariants.
+        unsafe { bindings::ferrule_disk_is_freezing(self.disk.as_ptr()) }
+    }
+}
+
+impl Drop for MappedDisk {
+    /// Process context.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariants; it is not used after this.
+        unsafe { bindings::ferrule_put_disk(self.disk.as_ptr()) }
+    }
+}
+
 /// A target that is being made.
 ///
 /// Unless told otherwise it gets one bio for each flush, discard, secure erase and write zeroes
@@ -408,6 +441,57 @@ impl<'a, T: Target> Constructor<'a, T> {
             device: device as usize,
             table: table as usize,
         }
+    }
+
+    /// The disk of the mapped device.
+    pub fn disk(&mut self) -> MappedDisk {
+        // SAFETY: The target's table is that of a mapped device, which has a disk.
+        let disk = unsafe { bindings::ferrule_dm_get_disk(self.raw().table) };
+        // INVARIANT: We have a reference of our own.
+        MappedDisk {
+            // SAFETY: A mapped device has a disk from its creation on.
+            disk: unsafe { NonNull::new_unchecked(disk) },
+        }
+    }
+
+    /// The mapped devices that a mapping lies on, by [`TableId::device`], through their live tables
+    /// (16 of them, one above the other, at most). What is below other things, such as a loop
+    /// device, cannot be seen.
+    pub fn mapped_devices_below(&self, mapping: Mapping) -> Result<KVec<u64>> {
+        /// Says whether to go on below a mapped device.
+        ///
+        /// # Safety
+        ///
+        /// `data` must be that of `found` below, which nobody else uses.
+        unsafe extern "C" fn visit(data: *mut c_void, md: *mut bindings::mapped_device) -> bool {
+            // SAFETY: By the safety requirements.
+            let found = unsafe { &mut *data.cast::<Result<KVec<u64>>>() };
+            let Ok(list) = found else {
+                return false;
+            };
+            if list.contains(&(md as u64)) {
+                return false;
+            }
+            // Those below may be suspended, so reclaim must not wait for them.
+            match noio(|| list.push(md as u64, GFP_KERNEL)) {
+                Ok(()) => true,
+                Err(error) => {
+                    *found = Err(error.into());
+                    false
+                }
+            }
+        }
+
+        let mut found: Result<KVec<u64>> = Ok(KVec::new());
+        // SAFETY: The device is open. `visit` is called before this returns, with `found`.
+        unsafe {
+            bindings::ferrule_dm_devices_below(
+                (*self.devices[mapping.index].dev.as_ptr()).bdev,
+                Some(visit),
+                (&raw mut found).cast(),
+            )
+        };
+        found
     }
 
     /// The first sector of the mapped device that is the target's.

@@ -5,19 +5,29 @@ __ferrule void ferrule_bio_set_dev(struct bio *bio, struct block_device *bdev)
 	bio_set_dev(bio, bdev);
 }
 
-#ifdef CONFIG_BLK_CGROUP
-__ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
+/* In how many parts a disk is divided to tell those apart of whom nothing else is known. */
+#define FERRULE_PARTS	64
+
+__ferrule unsigned int ferrule_bio_submitter(struct bio *bio)
 {
+#ifdef CONFIG_BLK_CGROUP
 	struct cgroup_subsys_state *css = bio_blkcg_css(bio);
 
-	return css ? css->id : 0;
-}
-#else
-__ferrule unsigned int ferrule_bio_cgroup(struct bio *bio)
-{
-	return 0;
-}
+	if (css && css->parent)
+		return css->id;
 #endif
+	if (!(current->flags & PF_KTHREAD))
+		return task_tgid_nr(current);
+	return bio->bi_iter.bi_sector /
+	       (bdev_nr_sectors(bio->bi_bdev) / FERRULE_PARTS + 1);
+}
+
+/* Reads into the swap cache have no REQ_SWAP, writes from it have. */
+__ferrule bool ferrule_bio_is_swap_in(struct bio *bio)
+{
+	return bio_op(bio) == REQ_OP_READ && bio_has_data(bio) &&
+	       folio_test_swapcache(page_folio(bio_page(bio)));
+}
 
 /* As get_max_io_size() in block/blk-merge.c, for the operations that carry data. */
 static unsigned int ferrule_max_io_sectors(struct bio *bio, const struct queue_limits *lim)

@@ -15,4 +15,5 @@ unsigned int ferrule_bio_count_splits(struct bio *bio);
 sector_t ferrule_bdev_nr_sectors(struct block_device *bdev);
 bool ferrule_bdev_is_zoned(struct block_device *bdev);
 bool ferrule_bdev_is_dead(struct block_device *bdev);
-unsigned int ferrule_bio_cgroup(struct bio *bio);
+unsigned int ferrule_bio_submitter(struct bio *bio);
+bool ferrule_bio_is_swap_in(struct bio *bio);

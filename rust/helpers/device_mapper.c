@@ -1,5 +1,62 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <dm-core.h>
+
+/*
+ * Which mapped devices a table uses is known to device mapper's core only: its header asks
+ * targets to leave that alone. But there is no other way to see that a device lies on another.
+ */
+#define FERRULE_MAX_STACK	16
+
+static void ferrule_devices_below(struct block_device *bdev,
+				  bool (*visit)(void *data, struct mapped_device *md),
+				  void *data, unsigned int depth)
+{
+	struct mapped_device *md = dm_get_md(disk_devt(bdev->bd_disk));
+	struct dm_dev_internal *dd;
+	struct dm_table *map;
+	int idx;
+
+	if (!md)
+		return;
+	if (visit(data, md) && depth < FERRULE_MAX_STACK) {
+		idx = srcu_read_lock(&md->io_barrier);
+		map = srcu_dereference(md->map, &md->io_barrier);
+		/* Devices come to a table while it is made. */
+		if (map)
+			list_for_each_entry(dd, &map->devices, list)
+				ferrule_devices_below(dd->dm_dev->bdev, visit, data, depth + 1);
+		srcu_read_unlock(&md->io_barrier, idx);
+	}
+	dm_put(md);
+}
+
+__ferrule void ferrule_dm_devices_below(struct block_device *bdev,
+					bool (*visit)(void *data, struct mapped_device *md),
+					void *data)
+{
+	ferrule_devices_below(bdev, visit, data, 0);
+}
+
+__ferrule struct gendisk *ferrule_dm_get_disk(struct dm_table *table)
+{
+	struct gendisk *disk = dm_disk(dm_table_get_md(table));
+
+	get_device(disk_to_dev(disk));
+	return disk;
+}
+
+__ferrule void ferrule_put_disk(struct gendisk *disk)
+{
+	put_device(disk_to_dev(disk));
+}
+
+/* bdev_freeze() holds this while the file system writes what it has. */
+__ferrule bool ferrule_disk_is_freezing(struct gendisk *disk)
+{
+	return mutex_is_locked(&disk->part0->bd_fsfreeze_mutex);
+}
+
 #if IS_ENABLED(CONFIG_FS_DAX)
 /* As linear_dax_pgoff() in drivers/md/dm-linear.c. */
 __ferrule struct dax_device *ferrule_dm_dax_pgoff(struct dm_target *ti, struct dm_dev *dev,

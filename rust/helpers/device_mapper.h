@@ -2,6 +2,12 @@
 
 #include <linux/dax.h>
 
+void ferrule_dm_devices_below(struct block_device *bdev,
+			      bool (*visit)(void *data, struct mapped_device *md), void *data);
+struct gendisk *ferrule_dm_get_disk(struct dm_table *table);
+void ferrule_put_disk(struct gendisk *disk);
+bool ferrule_disk_is_freezing(struct gendisk *disk);
+
 struct dax_device *ferrule_dm_dax_pgoff(struct dm_target *ti, struct dm_dev *dev, sector_t start,
 					unsigned long *pgoff);
 long ferrule_dax_direct_access(struct dax_device *dax_dev, unsigned long pgoff, long nr_pages,

@@ -13,29 +13,29 @@ pub(crate) enum Direction {
 
 #[path = "atomic.rs"]
 mod atomic;
-#[path = "../../../dm-qos/gcra.rs"]
+#[path = "../../../dm-qos/policy/gcra.rs"]
 #[allow(dead_code)]
 pub(crate) mod gcra;
-#[path = "../../../dm-qos/histogram.rs"]
+#[path = "../../../dm-qos/policy/histogram.rs"]
 #[allow(dead_code)]
 mod histogram;
-#[path = "../../../dm-qos/limits.rs"]
+#[path = "../../../dm-qos/policy/limits.rs"]
 #[allow(dead_code)]
 mod limits;
-#[path = "../../../dm-qos/settings.rs"]
+#[path = "../../../dm-qos/policy/settings.rs"]
 #[allow(dead_code)]
 mod settings;
-#[path = "../../../dm-qos/turns.rs"]
+#[path = "../../../dm-qos/policy/turns.rs"]
 #[allow(dead_code)]
 mod turns;
 
 #[cfg(test)]
 mod tests {
     use super::{
-        gcra::{Limit, Now, TICKS_PER_MS, TICKS_PER_NS, TICKS_PER_S, TICKS_PER_US},
+        gcra::{Limit, Now, Rate, TICKS_PER_MS, TICKS_PER_NS, TICKS_PER_S, TICKS_PER_US},
         histogram::Histogram,
         keys::{parse, Name, Value},
-        limits::{next, Charge, Limits, Next},
+        limits::{next, Charge, Choice, Limits, Next, Waiting, AHEAD, AHEAD_PART},
         settings::{Settings, KEYS},
         turns::{Turns, FLOWS},
         Direction::{Read, Write},
@@ -69,7 +69,7 @@ mod tests {
             1 << 40,
         ] {
             let limit = Limit::new();
-            limit.set_rate(rate);
+            limit.change(Rate::new(rate), 0, 0);
             for units in [1u32, 2, 512, 4096, 65_536, 1 << 20, u32::MAX] {
                 let exact = u128::from(TICKS_PER_S) * u128::from(units);
                 let cost = u128::from(limit.cost(units));
@@ -259,14 +259,81 @@ mod tests {
     }
 
     #[test]
-    fn a_new_limit_forgives_old_debt() {
+    fn a_new_limit_goes_on_with_what_is_owed() {
         let limits = limits(|s| s.bps = 1);
         limits.charge(Read, io(1 << 20), 0);
         assert!(limits.eligible(Read, io(4096)) > 1_000_000 * TICKS_PER_S);
         let mut settings = Settings::DEFAULT;
-        settings.bps = 1 << 30;
+        settings.bps = 1 << 20;
+        limits.apply(&settings, 0);
+        // A second's worth, but for the burst.
+        assert_eq!(limits.eligible(Read, io(0)), 0);
+        let due = limits.eligible(Read, io(1 << 16));
+        assert!(due.abs_diff(TICKS_PER_S) <= 10 * TICKS_PER_MS, "{due}");
+        // Off and on again is the same.
+        settings.bps = 0;
+        limits.apply(&settings, 0);
+        settings.bps = 1 << 20;
+        limits.apply(&settings, 0);
+        assert_eq!(limits.eligible(Read, io(1 << 16)), due);
+    }
+
+    #[test]
+    fn the_same_limit_again_changes_nothing() {
+        let mut settings = Settings::DEFAULT;
+        settings.bps = 256 << 10;
+        settings.read_iops = 7;
+        let limits = limits(|s| *s = settings.clone());
+        limits.charge(Read, io(1 << 20), TICKS_PER_S);
+        let due = limits.eligible(Read, io(4096));
+        for _ in 0..1000 {
+            limits.apply(&settings, TICKS_PER_S);
+        }
+        assert_eq!(limits.eligible(Read, io(4096)), due);
+        // Another one changes nothing of these.
+        settings.write_bps = 1;
         limits.apply(&settings, TICKS_PER_S);
-        assert!(limits.eligible(Read, io(4096)) <= TICKS_PER_S + 10 * TICKS_PER_MS);
+        assert_eq!(limits.eligible(Read, io(4096)), due);
+    }
+
+    #[test]
+    fn another_table_goes_on_where_one_was() {
+        let before = limits(|s| s.iops = 10);
+        before.charge(Read, Charge { ios: 20, bytes: 0 }, TICKS_PER_S);
+        let after = limits(|s| s.iops = 20);
+        after.go_on_from(&before, TICKS_PER_S);
+        // 20 I/Os, at 20 a second now.
+        let due = after.eligible(Read, io(0));
+        assert!(due.abs_diff(2 * TICKS_PER_S) <= 10 * TICKS_PER_MS, "{due}");
+        // What has no limit goes on with none.
+        let free = limits(|_| ());
+        free.go_on_from(&before, TICKS_PER_S);
+        assert_eq!(free.eligible(Read, io(0)), 0);
+    }
+
+    #[test]
+    fn what_is_ahead_is_bounded() {
+        let limits = limits(|s| s.iops = 20);
+        let ahead = Limits::new();
+        let mut settings = Settings::DEFAULT;
+        settings.iops = 20;
+        ahead.apply_ahead(&settings, 0);
+        let mut passed = 0;
+        let mut now = TICKS_PER_S;
+        // A storm of ten seconds.
+        for _ in 0..10_000 {
+            now += TICKS_PER_MS;
+            if ahead.try_charge(ahead.on(Write), io(0), now) {
+                limits.charge(Write, io(0), now);
+                passed += 1;
+            }
+            assert!(
+                limits.debt(Write, now)
+                    <= (AHEAD / AHEAD_PART).max(16 * TICKS_PER_S / 20) + TICKS_PER_S / 20
+            );
+        }
+        // Half of the limit, and what may be ahead.
+        assert!((100..=118).contains(&passed), "{passed}");
     }
 
     #[test]
@@ -307,16 +374,111 @@ mod tests {
         assert_eq!(turns.first(), None);
     }
 
+    fn ordinary(due: u64) -> Waiting {
+        Waiting {
+            ordinary: Some(due),
+            urgent: None,
+        }
+    }
+
+    const NOBODY: Waiting = Waiting {
+        ordinary: None,
+        urgent: None,
+    };
+
+    fn release(direction: super::Direction, due: u64) -> Next {
+        Next::Release(Choice {
+            direction,
+            is_urgent: false,
+            is_ahead: false,
+            due,
+        })
+    }
+
     #[test]
     fn directions_take_turns() {
-        let due = [Some(5), Some(3)];
-        assert_eq!(next(due, Read, 10), Next::Release(Write, 3));
-        assert_eq!(next(due, Write, 10), Next::Release(Read, 5));
+        let due = [ordinary(5), ordinary(3)];
+        assert_eq!(next(due, Read, 10), release(Write, 3));
+        assert_eq!(next(due, Write, 10), release(Read, 5));
         // The one that may not leave yet does not keep the other.
-        assert_eq!(next(due, Write, 4), Next::Release(Write, 3));
+        assert_eq!(next(due, Write, 4), release(Write, 3));
         assert_eq!(next(due, Write, 2), Next::Wait(3));
-        assert_eq!(next([Some(9), None], Read, 2), Next::Wait(9));
-        assert_eq!(next([None, None], Read, 2), Next::Nothing);
+        assert_eq!(next([ordinary(9), NOBODY], Read, 2), Next::Wait(9));
+        assert_eq!(next([NOBODY, NOBODY], Read, 2), Next::Nothing);
+    }
+
+    #[test]
+    fn the_urgent_and_the_ordinary_each_have_their_part() {
+        let both = |limits, ahead| {
+            [
+                Waiting {
+                    ordinary: Some(limits),
+                    urgent: Some((limits, ahead)),
+                },
+                NOBODY,
+            ]
+        };
+        let choice = |is_urgent, is_ahead, due| {
+            Next::Release(Choice {
+                direction: Read,
+                is_urgent,
+                is_ahead,
+                due,
+            })
+        };
+        // What is set apart for the urgent comes first, what the limits have is for the ordinary.
+        assert_eq!(next(both(5, 5), Read, 10), choice(true, true, 5));
+        assert_eq!(next(both(5, 20), Read, 10), choice(false, false, 5));
+        assert_eq!(next(both(20, 5), Read, 10), choice(true, true, 5));
+        assert_eq!(next(both(20, 30), Read, 10), Next::Wait(20));
+        assert_eq!(next(both(30, 20), Read, 10), Next::Wait(20));
+        // Alone, it has both, and the limits first.
+        let alone = |limits, ahead| {
+            [
+                Waiting {
+                    ordinary: None,
+                    urgent: Some((limits, ahead)),
+                },
+                NOBODY,
+            ]
+        };
+        assert_eq!(next(alone(5, 5), Read, 10), choice(true, false, 5));
+        assert_eq!(next(alone(20, 5), Read, 10), choice(true, true, 5));
+        assert_eq!(next(alone(20, 15), Read, 10), Next::Wait(15));
+    }
+
+    /// Every limit, burst and sequence of I/Os there is, of a small domain, against the definition: at
+    /// no time more than the rate, the burst and one I/O, and as soon as that allows.
+    #[test]
+    fn every_sequence_of_a_small_domain() {
+        const STEP: u64 = TICKS_PER_MS;
+        for rate in [250u64, 500, 1000] {
+            for burst in 0..4u64 {
+                // Each of 8 steps has 0 to 3 units.
+                for code in 0..4u32.pow(8) {
+                    let limit = Limit::new();
+                    limit.change(Rate::new(rate), burst * STEP, 0);
+                    let cost = 1000 / rate;
+                    // When what passed is paid for, in steps.
+                    let mut due = 0;
+                    for step in 0..8u64 {
+                        let units = code >> (2 * step) & 3;
+                        if units == 0 {
+                            continue;
+                        }
+                        let now = 100 + step;
+                        let price = cost * u64::from(units);
+                        let start = due.max(now);
+                        let may = start <= now + burst.saturating_sub(price);
+                        let passed = limit.try_charge(limit.cost(units), now * STEP);
+                        assert_eq!(passed, may, "{rate} {burst} {code:o} {step}");
+                        if may {
+                            due = start + price;
+                        }
+                    }
+                }
+            }
+        }
     }
 
     #[test]
@@ -455,7 +617,7 @@ mod tests {
         ) {
             let burst = burst_us * TICKS_PER_US;
             let limit = Limit::new();
-            limit.set_rate(rate);
+            limit.change(Rate::new(rate), burst, 0);
             let mut bucket = Bucket::new(rate, burst);
             let mut now = 0;
             for (count, &(pause_ns, units)) in steps.iter().enumerate() {
@@ -463,12 +625,67 @@ mod tests {
                 // Each charge may be off by a tick.
                 let slack = (count as i128 + 2) * i128::from(rate);
                 let (surely, maybe) = bucket.take(units, now, slack);
-                let passed = limit.try_charge(limit.cost(units), burst, now);
+                let passed = limit.try_charge(limit.cost(units), now);
                 prop_assert!(passed || !surely, "refused what was paid for");
                 prop_assert!(!passed || maybe, "passed what was not paid for");
                 if passed {
                     bucket.pay(units);
                 }
+            }
+        }
+
+        /// However often a limit is changed among several: never more than by the largest of them.
+        #[test]
+        fn never_more_by_changing_limits(
+            rates in prop::collection::vec(1u64..100_000, 2..4),
+            burst_ms in prop::collection::vec(0u64..50, 2..4),
+            steps in prop::collection::vec((0u64..3_000_000, 0usize..4, 1u32..100), 1..300),
+        ) {
+            let limits = Limits::new();
+            let fastest = *rates.iter().max().unwrap();
+            let longest = *burst_ms.iter().max().unwrap() * TICKS_PER_MS;
+            let mut now = TICKS_PER_S;
+            let (mut passed, mut last) = (0u64, 0u64);
+            for (pause_ns, which, units) in steps {
+                now += pause_ns * TICKS_PER_NS;
+                let mut settings = Settings::DEFAULT;
+                settings.iops = rates[which % rates.len()];
+                settings.burst_ms = burst_ms[which % burst_ms.len()];
+                limits.apply(&settings, now);
+                let charge = Charge { ios: units, bytes: 0 };
+                if limits.try_charge(limits.on(Read), charge, now) {
+                    passed += u64::from(units);
+                    last = u64::from(units);
+                }
+                // And the last one, which may be larger than the burst.
+                let time = now - TICKS_PER_S + longest;
+                let most = u128::from(time) * u128::from(fastest) / u128::from(TICKS_PER_S);
+                prop_assert!(u128::from(passed - last) <= most + 2, "{} in {}", passed, time);
+            }
+        }
+
+        /// There and back again is as before, but for what is rounded.
+        #[test]
+        fn a_limit_that_is_changed_back_is_as_before(
+            one in 1u64..1_000_000,
+            other in 1u64..1_000_000,
+            owed in 0u32..100_000,
+            burst_ms in 0u64..100,
+        ) {
+            let burst = burst_ms * TICKS_PER_MS;
+            let now = 1_000 * TICKS_PER_S;
+            let limit = Limit::new();
+            limit.change(Rate::new(one), burst, now);
+            limit.charge(limit.cost(owed), now);
+            let due = limit.eligible(u64::MAX);
+            limit.change(Rate::new(other), burst, now);
+            limit.change(Rate::new(one), burst, now);
+            let after = limit.eligible(u64::MAX);
+            // Never earlier, for credit that there was no room for is lost.
+            let error = 2 + other / one + one / other;
+            prop_assert!(after + error >= due, "{} {}", due, after);
+            if due >= now + burst {
+                prop_assert!(after <= due + error);
             }
         }
 

@@ -32,15 +32,16 @@ mod atomic {
     }
 }
 
-#[path = "../../../dm-qos/gcra.rs"]
+#[path = "../../../dm-qos/policy/gcra.rs"]
 mod gcra;
-#[path = "../../../dm-qos/limits.rs"]
+#[path = "../../../dm-qos/policy/limits.rs"]
 mod limits;
-#[path = "../../../dm-qos/settings.rs"]
+#[path = "../../../dm-qos/policy/settings.rs"]
 mod settings;
 
 mod tests {
     use super::{
+        gcra::TICKS_PER_S,
         limits::{Charge, Limits},
         settings::Settings,
         Direction::{Read, Write},
@@ -110,14 +111,15 @@ mod tests {
     #[test]
     fn a_change_of_limits_loses_no_charge() {
         loom::model(|| {
+            let now = TICKS_PER_S;
             let limits = limits(&Settings {
-                iops: 1000,
-                burst_ms: 0,
+                iops: 500,
+                burst_ms: 10,
                 ..Settings::DEFAULT
             });
             let charge = {
                 let limits = limits.clone();
-                thread::spawn(move || limits.charge(Read, IO, 0))
+                thread::spawn(move || limits.charge(Read, IO, now))
             };
             limits.apply(
                 &Settings {
@@ -125,14 +127,15 @@ mod tests {
                     burst_ms: 10,
                     ..Settings::DEFAULT
                 },
-                0,
+                now,
             );
             charge.join().unwrap();
-            // 10 ms of credit, less one I/O.
+            // There was credit for five, less one. What was reckoned at the old rate and charged at the new
+            // one may be two.
             let passed = (0..20)
-                .filter(|_| limits.try_charge(limits.on(Read), IO, 0))
+                .filter(|_| limits.try_charge(limits.on(Read), IO, now))
                 .count();
-            assert_eq!(passed, 9);
+            assert!((3..=4).contains(&passed), "{passed}");
         });
     }
 }

@@ -4,10 +4,10 @@
 
 use crate::dm_qos::gcra;
 
-#[path = "../../../dm-qos/heap.rs"]
+#[path = "../../../dm-qos/policy/heap.rs"]
 #[allow(dead_code)]
 mod heap;
-#[path = "../../../dm-qos/mclock.rs"]
+#[path = "../../../dm-qos/policy/mclock.rs"]
 #[allow(dead_code)]
 mod scheduler;
 #[path = "store.rs"]
@@ -20,7 +20,7 @@ mod model;
 #[cfg(test)]
 mod testing {
     use super::{
-        gcra::{Limit, TICKS_PER_S},
+        gcra::{Limit, Rate, TICKS_PER_S},
         scheduler::{Capacity, Cost, Next, Phase, Promise, Scheduler, Slot, Storage},
     };
 
@@ -55,7 +55,7 @@ mod testing {
 
     impl Tenant {
         fn eligible(&self) -> u64 {
-            self.limit.eligible(self.limit.cost(1), 0)
+            self.limit.eligible(self.limit.cost(1))
         }
     }
 
@@ -81,6 +81,12 @@ mod testing {
                 wake: 0,
                 now: TICKS_PER_S,
             }
+        }
+
+        /// Limits a member to so many I/Os per second; 0: no more.
+        pub(super) fn set_limit(&mut self, member: usize, rate: u64) {
+            let limit = &self.tenants[member].limit;
+            limit.change(Rate::new(rate), 0, self.now);
         }
 
         /// A member of I/Os of 4 KiB without a limit, for which nothing waits.
@@ -497,14 +503,14 @@ mod tests {
         let mut group = Group::new(1000, 0);
         let limited = group.add(promise(0, 9));
         let other = group.add(promise(0, 1));
-        group.tenants[limited].limit.set_rate(100);
+        group.set_limit(limited, 100);
         group.arrive(limited, ENDLESS);
         group.arrive(other, ENDLESS);
         let since = group.now;
         group.run(60 * TICKS_PER_S);
         assert!(group.count(limited, since).abs_diff(6_000) <= 2);
         assert!(group.count(other, since).abs_diff(54_000) <= 2);
-        group.tenants[limited].limit.set_rate(0);
+        group.set_limit(limited, 0);
         let since = group.now;
         group.run(TICKS_PER_S);
         assert!(group.count(limited, since).abs_diff(900) <= 2);
@@ -627,7 +633,7 @@ mod tests {
         let mut group = Group::new(1000, 0);
         let sparse = group.add(promise(500, 1));
         let limited = group.add(promise(500, 1));
-        group.tenants[limited].limit.set_rate(20);
+        group.set_limit(limited, 20);
         let other = group.add(promise(0, 10_000));
         group.arrive(other, ENDLESS);
         group.arrive(limited, ENDLESS);
@@ -640,7 +646,7 @@ mod tests {
             assert_eq!(group.scheduler.windows(slot, now), Windows::default());
         }
         // Limited to what is reserved is not too little.
-        group.tenants[limited].limit.set_rate(500);
+        group.set_limit(limited, 500);
         group.run(10 * TICKS_PER_S);
         let (slot, now) = (group.tenants[limited].slot, group.now);
         let windows = group.scheduler.windows(slot, now);
@@ -876,7 +882,7 @@ mod tests {
                 let mut ceiling = f64::INFINITY;
                 if limit == 0 {
                     let limit = rate + most / 20 / u64::from(size);
-                    group.tenants[member].limit.set_rate(limit);
+                    group.set_limit(member, limit);
                     ceiling = (limit * u64::from(size)) as f64;
                 }
                 members.push((f64::from(weight), (rate * u64::from(size)) as f64, ceiling));
@@ -946,7 +952,7 @@ mod tests {
             for &(ios, limit, weight) in &rates {
                 let member = group.add(promise(ios, weight));
                 if limit % 3 != 0 {
-                    group.tenants[member].limit.set_rate(limit);
+                    group.set_limit(member, limit);
                 }
             }
             let since = group.now;

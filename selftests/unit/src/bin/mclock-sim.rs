@@ -16,20 +16,20 @@
 //! second; those that are to get less than 100 I/Os in the whole run are left out, as one I/O is
 //! more than 1 % there.
 
-use gcra::{Limit, TICKS_PER_MS, TICKS_PER_S};
+use gcra::{Limit, Rate, TICKS_PER_MS, TICKS_PER_S};
 use mclock::{Capacity, Cost, Next, Promise, Scheduler, Slot, Storage, WINDOW};
 use std::{cmp::Reverse, collections::BinaryHeap, env, fs, hint::black_box, process::exit};
 
 #[path = "../atomic.rs"]
 #[allow(dead_code)]
 mod atomic;
-#[path = "../../../../dm-qos/gcra.rs"]
+#[path = "../../../../dm-qos/policy/gcra.rs"]
 #[allow(dead_code)]
 mod gcra;
-#[path = "../../../../dm-qos/heap.rs"]
+#[path = "../../../../dm-qos/policy/heap.rs"]
 #[allow(dead_code)]
 mod heap;
-#[path = "../../../../dm-qos/mclock.rs"]
+#[path = "../../../../dm-qos/policy/mclock.rs"]
 #[allow(dead_code)]
 mod mclock;
 #[path = "../store.rs"]
@@ -101,7 +101,7 @@ struct Member {
 
 impl Member {
     fn eligible(&self) -> u64 {
-        self.limit.eligible(self.limit.cost(1), BURST)
+        self.limit.eligible(self.limit.cost(1))
     }
 }
 
@@ -159,7 +159,7 @@ fn make_members(count: usize, random: &mut Random, scheduler: &mut Scheduler) ->
             if random.unit() < 0.15 {
                 let rate = (promise.ios as f64).max(fair) * random.between(0.5, 2.0);
                 let rate = (rate as u64).max(promise.ios).max(1);
-                limit.set_rate(rate);
+                limit.change(Rate::new(rate), BURST, 0);
                 limit_ios = rate as f64;
             }
             Member {

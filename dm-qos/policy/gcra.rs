@@ -64,6 +64,13 @@ impl Rate {
         Self { unit }
     }
 
+    /// A rate at which units cost so many times as much.
+    pub(crate) const fn slowed(self, times: u64) -> Self {
+        Self {
+            unit: self.unit.saturating_mul(times),
+        }
+    }
+
     /// Is there a rate?
     #[inline]
     pub(crate) const fn is_set(self) -> bool {
@@ -121,10 +128,37 @@ impl From<u64> for Now {
     }
 }
 
+/// `a * b / c`, rounded down, or the most there is. The kernel has no 128-bit division.
+fn mul_div(a: u64, b: u64, c: u64) -> u64 {
+    const LOW: u64 = 0xffff_ffff;
+    let (middle, carry) = ((a >> 32) * (b & LOW)).overflowing_add((a & LOW) * (b >> 32));
+    let (low, low_carry) = ((a & LOW) * (b & LOW)).overflowing_add(middle << 32);
+    let high =
+        (a >> 32) * (b >> 32) + (middle >> 32) + (u64::from(carry) << 32) + u64::from(low_carry);
+    if high >= c {
+        return u64::MAX;
+    }
+    let (mut rest, mut quotient) = (high, 0);
+    for bit in (0..64).rev() {
+        let is_beyond = rest >> 63 != 0;
+        rest = rest << 1 | (low >> bit & 1);
+        quotient <<= 1;
+        if is_beyond || rest >= c {
+            rest = rest.wrapping_sub(c);
+            quotient |= 1;
+        }
+    }
+    quotient
+}
+
 /// One limit. See the module's description.
 pub(crate) struct Limit {
     /// The [`Rate`]'s unit. 0: there is no limit.
     unit: AtomicU64,
+    /// What it was when there was a limit last: by that, `due` is to be read.
+    known: AtomicU64,
+    /// In ticks.
+    burst: AtomicU64,
     /// When all that passed is paid for, in ticks.
     due: AtomicU64,
 }
@@ -134,13 +168,52 @@ impl Limit {
     pub(crate) fn new() -> Self {
         Self {
             unit: AtomicU64::new(0),
+            known: AtomicU64::new(0),
+            burst: AtomicU64::new(0),
             due: AtomicU64::new(0),
         }
     }
 
-    /// Changes the limit to `rate` units per second; 0: none.
-    pub(crate) fn set_rate(&self, rate: u64) {
-        self.unit.store(Rate::new(rate).unit);
+    /// Changes the rate and the burst, in ticks. Whoever changes limits does so one at a time.
+    ///
+    /// What passed so far remains accounted for: credit and debt are the same number of I/Os or bytes
+    /// as before (or less credit, where the new burst has no room for it). So nobody gets more
+    /// by changing a limit, back and forth however often, than by the larger of the two.
+    pub(crate) fn change(&self, rate: Rate, burst: u64, now: u64) {
+        let (known, before) = (self.known.load(), self.burst.load());
+        self.unit.store(rate.unit);
+        self.burst.store(burst);
+        if !rate.is_set() {
+            return;
+        }
+        self.known.store(rate.unit);
+        if known == 0 {
+            // There never was one: all of the credit is there.
+        } else if known != rate.unit || before != burst {
+            self.convert((known, before), now);
+        }
+    }
+
+    /// Goes on where another limit is: as if that one had been changed. Not while anything is charged to
+    /// this one.
+    pub(crate) fn go_on_from(&self, other: &Limit, now: u64) {
+        let known = other.known.load();
+        if known != 0 && self.is_set() {
+            self.due.store(other.due.load());
+            self.convert((known, other.burst.load()), now);
+        }
+    }
+
+    /// What `due` says of units that cost so much, with this burst, becomes the same of units that
+    /// cost what they do now.
+    fn convert(&self, (from, before): (u64, u64), now: u64) {
+        let (to, burst) = (self.known.load(), self.burst.load());
+        let (empty, full) = (now.saturating_add(before), now.saturating_add(burst));
+        self.update(|due| match due.checked_sub(empty) {
+            Some(debt) => full.saturating_add(mul_div(debt, to, from).min(u64::MAX / 4)),
+            // Who was idle for longer has no more credit than the burst.
+            None => full - mul_div((empty - due).min(before), to, from).min(burst),
+        });
     }
 
     #[inline]
@@ -164,15 +237,16 @@ impl Limit {
 
     /// When an I/O of this cost may leave.
     #[inline]
-    pub(crate) fn eligible(&self, cost: u64, burst: u64) -> u64 {
-        self.due.load().saturating_sub(burst.saturating_sub(cost))
+    pub(crate) fn eligible(&self, cost: u64) -> u64 {
+        let ahead = self.burst.load().saturating_sub(cost);
+        self.due.load().saturating_sub(ahead)
     }
 
     /// Charges an I/O if it may leave now.
     #[inline]
-    pub(crate) fn try_charge(&self, cost: u64, burst: u64, now: impl Into<Now>) -> bool {
+    pub(crate) fn try_charge(&self, cost: u64, now: impl Into<Now>) -> bool {
         let Now { earliest, latest } = now.into();
-        let ahead = earliest.wrapping_add(burst.saturating_sub(cost));
+        let ahead = earliest.wrapping_add(self.burst.load().saturating_sub(cost));
         let mut due = self.due.load();
         loop {
             let from = due.max(latest);
@@ -197,10 +271,21 @@ impl Limit {
         self.update(|due| due.saturating_sub(cost));
     }
 
-    /// Forgives debt beyond the burst: what was charged at another rate is not held against those
-    /// who come now.
-    pub(crate) fn forgive(&self, burst: u64, now: u64) {
-        self.update(|due| due.min(now.saturating_add(burst)));
+    /// Charges an I/O whatever comes, as of `at`, but so that no more than `most` is left to be paid
+    /// for after that.
+    pub(crate) fn charge_up_to(&self, cost: u64, at: u64, most: u64) {
+        self.update(|due| {
+            let most = at.saturating_add(most);
+            due.max(at).saturating_add(cost).min(due.max(most))
+        });
+    }
+
+    /// How long it takes until all that passed is paid for, in ticks.
+    pub(crate) fn debt(&self, now: u64) -> u64 {
+        match self.is_set() {
+            true => self.due.load().saturating_sub(now),
+            false => 0,
+        }
     }
 
     fn update(&self, change: impl Fn(u64) -> u64) {

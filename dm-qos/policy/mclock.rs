@@ -56,7 +56,7 @@
 //!
 //! # Cost and memory
 //!
-//! Every member that waits is in one or more of four heaps (`heap.rs`), so all is O(log n). Nothing
+//! Every member that waits is in one or more of five heaps (`heap.rs`), so all is O(log n). Nothing
 //! here allocates: the caller makes a [`Storage`] where it may sleep and hands it over with
 //! [`Scheduler::grow`]. No call with a slot that is not in use does anything.
 //!
@@ -415,6 +415,8 @@ pub(crate) struct Storage {
     ahead: Heap,
     /// Those who are, by their deadline.
     behind: Heap,
+    /// Those who might leave, but that there is no room for them below.
+    parked: Heap,
 }
 
 impl Storage {
@@ -425,6 +427,7 @@ impl Storage {
             ready: Heap::new(),
             ahead: Heap::new(),
             behind: Heap::new(),
+            parked: Heap::new(),
         }
     }
 
@@ -436,6 +439,7 @@ impl Storage {
             ready: Heap::with_room(room)?,
             ahead: Heap::with_room(room)?,
             behind: Heap::with_room(room)?,
+            parked: Heap::with_room(room)?,
         })
     }
 
@@ -457,6 +461,7 @@ impl Storage {
         self.ready.remove(slot);
         self.ahead.remove(slot);
         self.behind.remove(slot);
+        self.parked.remove(slot);
     }
 
     /// Puts a member where its reservation has it.
@@ -517,6 +522,7 @@ impl Scheduler {
         storage.ready.copy_from(&from.ready);
         storage.ahead.copy_from(&from.ahead);
         storage.behind.copy_from(&from.behind);
+        storage.parked.copy_from(&from.parked);
         core::mem::replace(&mut self.storage, storage)
     }
 
@@ -554,8 +560,10 @@ impl Scheduler {
         };
         member.close_windows(now);
         let rates = [promise.ios, promise.bytes].map(Rate::new);
+        let mut is_changed = false;
         for (one, rate) in member.reservations.iter_mut().zip(rates) {
             if rate != one.rate {
+                is_changed = true;
                 // What was served at another rate is worth one I/O at the new one.
                 let was_set = one.rate.is_set();
                 one.rate = rate;
@@ -565,7 +573,9 @@ impl Scheduler {
                 };
             }
         }
-        member.open_window(member.window.max(now));
+        if is_changed {
+            member.open_window(member.window.max(now));
+        }
 
         // Ahead by the same work as before.
         let weight = promise.weight.clamp(1, MAX_WEIGHT);
@@ -633,7 +643,37 @@ impl Scheduler {
         }
         match storage.limited.first() {
             Some((eligible, _)) => Next::Wait(eligible),
+            None if !storage.parked.is_empty() => Next::Wait(u64::MAX),
             None => Next::Nothing,
+        }
+    }
+
+    /// From when on the next of those who may leave is behind its reservation, or else the next of those
+    /// whose limits hold them back may leave.
+    pub(crate) fn changes_at(&self) -> u64 {
+        let first = |heap: &Heap| heap.first().map_or(u64::MAX, |(time, _)| time);
+        first(&self.storage.ahead).min(first(&self.storage.limited))
+    }
+
+    /// There is no room below for what [`Self::next`] said: others come first, until
+    /// [`Self::unpark`].
+    pub(crate) fn park(&mut self, slot: Slot) {
+        let Slot(slot) = slot;
+        if self.storage.ready.contains(slot) {
+            self.storage.withdraw(slot);
+            self.storage.parked.set(slot, 0);
+        }
+    }
+
+    /// Is any member parked?
+    pub(crate) fn has_parked(&self) -> bool {
+        !self.storage.parked.is_empty()
+    }
+
+    /// There may be room again for all that were parked.
+    pub(crate) fn unpark(&mut self) {
+        while let Some(slot) = self.storage.parked.pop_until(0) {
+            self.make_ready(slot);
         }
     }
 
@@ -717,6 +757,7 @@ impl Scheduler {
             member.share = member.share.max(virtual_time);
             let share = member.share;
             self.storage.limited.remove(slot);
+            self.storage.parked.remove(slot);
             self.storage.ready.set(slot, share);
             self.storage.place(slot);
         }
