@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import vm
@@ -342,11 +342,15 @@ class HostTests:
         results, log = OUT / f"{path.stem}.xml", OUT / f"{path.stem}.txt"
         results.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
-        command += [f"--junitxml={results}", "--tb=short", *matching_nodes(match)]
+        command += [f"--junitxml={results}", "--tb=short"]
+        # For selftests/conftest.py.
+        environment = os.environ | {"FERRULE_MATCH": match}
         started = time.monotonic()
         with (
             log.open("w") as output,
-            subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as pytest,
+            subprocess.Popen(
+                command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            ) as pytest,
         ):
             cls.running.add(pytest)
             if cls.no_more:
@@ -380,11 +384,21 @@ class HostTests:
             pytest.terminate()
 
 
-def matching_nodes(match: str) -> list[str]:
-    """pytest's selection for a pattern: -k takes words, so that is what a pattern may have."""
-    if not match:
-        return []
-    return ["-k", " or ".join(re.findall(r"\w+", match))]
+def names_of_tests() -> Iterator[str]:
+    """All of them, but for what parameters make of them."""
+    for path in sorted(SELFTESTS.rglob("*.sh")):
+        script = Script.read(path)
+        if script:
+            yield from (script.name, *(f"{script.name}/{case}" for case in script.cases))
+    for path in sorted(SELFTESTS.glob("*/test_*.py")):
+        prefix = {"host": "host", "tools": "unit", "package": "host"}[path.parent.name]
+        for test in re.findall(r"^ *def (test_\w+)", path.read_text(), re.M):
+            yield f"{prefix}/{path.stem}/{test}"
+    for crate in ("unit", "vhost"):
+        for path in sorted((SELFTESTS / crate / "src").rglob("*.rs")):
+            # Its module, as cargo names it, and what is in there.
+            for test in re.findall(r"\bfn (\w+)", path.read_text()):
+                yield f"{crate}/{path.stem}::tests::{test}"
 
 
 def build(kernel: str) -> pathlib.Path:
@@ -535,6 +549,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
     OUT.mkdir(parents=True, exist_ok=True)
     report = Report()
+    # What has parameters in it cannot be known before.
+    if "[" not in args.match and not any(re.search(args.match, n) for n in names_of_tests()):
+        print(f"error: no test matches {args.match!r}", file=sys.stderr)
+        return 2
     started = time.monotonic()
     try:
         match args.kernel:

@@ -5,6 +5,9 @@ The disk is null_blk with a latency of 1 ms, a cap on its bandwidth and a deep q
 writers keep full. What the reader sees is compared without anything, with what the kernel has
 (io.max on the writers; iocost), and with dm-qos.
 
+Then a storm of metadata, on a disk that is shared: a program that creates and syncs files as fast
+as it can, beside a reader that was promised half of what the disk does.
+
 The guest's clock counts instructions (icount), so that the latencies are those of the guest's own
 queues, whatever else the host does.
 """
@@ -37,6 +40,18 @@ RESERVED_IOPS = 1000
 SECONDS = 50
 WARM_UP = 3
 WRITERS_CGROUP = "/sys/fs/cgroup/writers"
+# The storm: what the disk is taken to do, and what of that the reader is promised.
+STORM_IOPS, STORM_RESERVED = 400, 200
+STORM_SECONDS = 15
+STORM = """
+import os, sys
+for number in range(10**9):
+    file = os.open(f"{sys.argv[1]}/{number % 5000}", os.O_CREAT | os.O_WRONLY)
+    os.write(file, b"x")
+    os.close(file)
+    if number % 10 == 9:
+        os.sync()
+"""
 WITHIN = 4
 
 # At random times, so that the reader does not fall into step with the disk's slices.
@@ -181,9 +196,104 @@ def run(results: Results) -> None:
             "limits only": say("qos, limits only", neighbours.with_qos(*limited)),
             "group": say("qos, group", neighbours.with_qos(*members)),
         }
+    with results.guest("a storm of metadata", vm.Options(icount=True)) as guest:
+        storms(results, Storm(Lab(guest)))
     report(results, objective, alone, peers, ours)
     variants = {f"qos, {name}": seen for name, seen in ours.items()}
     draw(results, {"the reader alone": alone, **peers, **variants})
+
+
+class Storm:
+    """A reader, and a file system in which files are created, on the two halves of a disk."""
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+        self.disk = lab.disk("shared", memory_backed=1)
+        self.half = lab.sectors(self.disk) // 2
+        lab.cgroup(WRITERS_CGROUP)
+        lab.shell(f"cat >/run/storm.py <<'END'\n{STORM}END\nmkdir /run/storm")
+
+    def halves(self, target: str, *keys: str) -> list[str]:
+        """A device over each half."""
+        found = []
+        for number, words in enumerate(keys or ("", "")):
+            start = number * self.half
+            count = f" {len(words.split())} {words}" if words else ""
+            line = f"0 {self.half} {target} {self.disk} {start}{count}"
+            found.append(self.lab.device(f"half{number}", line))
+        return found
+
+    def measure(self, reader: str, files: str) -> float:
+        """Reads per second beside the storm."""
+        self.lab.shell(
+            f"mke2fs -q -t ext4 {files} && mount {files} /run/storm || exit\n"
+            f"echo $$ >{WRITERS_CGROUP}/cgroup.procs || exit\n"
+            "python3 /run/storm.py /run/storm >/run/storm.out 2>&1 & echo $! >/run/storm.pid\n"
+            f"sleep {WARM_UP}; kill -0 $!"
+        )
+        options = {"filename": reader, "rw": "randread", "bs": "4k", "ioengine": "libaio"}
+        options |= {"iodepth": 8, "time_based": 1, "runtime": STORM_SECONDS}
+        read = self.lab.fio({"reader": options}, 900)["reader"]["read"]
+        return read["iops"]
+
+    def end(self) -> None:
+        """The storm."""
+        self.lab.shell(
+            "pid=$(cat /run/storm.pid); kill -KILL $pid\n"
+            "while kill -0 $pid 2>/dev/null; do sleep 0.2; done; umount /run/storm",
+            600,
+        )
+
+    def with_io_max(self) -> float:
+        """Half of the I/Os for each, by blk-throttle."""
+        half = STORM_IOPS - STORM_RESERVED
+        self.lab.io_max(WRITERS_CGROUP, self.disk, f"riops={half} wiops={half}")
+        self.lab.io_max(CGROUP, self.disk, f"riops={STORM_RESERVED}")
+        seen = self.measure(*self.halves("linear"))
+        self.lab.io_max(WRITERS_CGROUP, self.disk, "riops=max wiops=max")
+        self.lab.io_max(CGROUP, self.disk, "riops=max")
+        self.end()
+        self.lab.remove("half0", "half1")
+        return seen
+
+    def with_iocost(self) -> float:
+        """The disk's cost as it is taken to be, and both of equal weight."""
+        model = "rbps=1073741824 wbps=1073741824 " + " ".join(
+            f"{kind}={STORM_IOPS}" for kind in ("rseqiops", "rrandiops", "wseqiops", "wrandiops")
+        )
+        number = self.lab.shell(f"lsblk -dno MAJ:MIN {self.disk}").strip()
+        self.lab.shell(
+            f"cd /sys/fs/cgroup && echo '{number} ctrl=user model=linear {model}' >io.cost.model &&"
+            f" echo '{number} enable=1 ctrl=user min=100 max=100' >io.cost.qos"
+        )
+        seen = self.measure(*self.halves("linear"))
+        self.lab.shell(f"echo '{number} enable=0' >/sys/fs/cgroup/io.cost.qos")
+        self.end()
+        self.lab.remove("half0", "half1")
+        return seen
+
+    def with_qos(self) -> float:
+        """A group, in which the reader reserved half."""
+        group = f"group disk group_iops {STORM_IOPS}"
+        seen = self.measure(*self.halves("qos", f"{group} reserve_iops {STORM_RESERVED}", group))
+        self.lab.shell("dmsetup message half1 0 set group_iops 0")
+        self.end()
+        self.lab.remove("half0", "half1")
+        return seen
+
+
+def storms(results: Results, storm: Storm) -> None:
+    """What the reader gets of what it was promised."""
+    ours = storm.with_qos()
+    for name, peer in (("io.max", storm.with_io_max()), ("iocost", storm.with_iocost())):
+        results.add(
+            f"reads of {STORM_RESERVED} promised beside a storm of metadata: qos, group",
+            "1/s",
+            [ours],
+            peer=[peer],
+            peer_name=name,
+            goal=Goal("ferrule", ">=", STORM_RESERVED * 0.95),
+        )
 
 
 def draw(results: Results, variants: dict[str, Seen | None]) -> None:
