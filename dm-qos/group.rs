@@ -711,15 +711,22 @@ impl Group {
         loop {
             let (slot, phase) = match state.scheduler.next(now) {
                 mclock::Next::Dispatch(slot, phase) => (slot, phase),
-                mclock::Next::Wait(until) => {
-                    return match self.stalls_until(state, now) {
-                        // For room, some of them.
-                        Some(then) if state.scheduler.has_parked() => Step::Wait(until.min(then)),
-                        _ => {
-                            self.is_contended.store(false, Relaxed);
-                            Step::Wait(until)
-                        }
+                mclock::Next::Wait(until) if state.scheduler.has_parked() => {
+                    if self.has_room() {
+                        state.full = None;
+                        state.scheduler.unpark();
+                        continue;
+                    }
+                    // Whoever may have one more has, if it stalls already.
+                    let again = match self.is_stalled(state, now) {
+                        true => now + STALL,
+                        false => self.full_since(state, now) + STALL,
                     };
+                    return Step::Wait(until.min(again));
+                }
+                mclock::Next::Wait(until) => {
+                    self.is_contended.store(false, Relaxed);
+                    return Step::Wait(until);
                 }
                 mclock::Next::Nothing => {
                     self.is_contended.store(false, Relaxed);
@@ -760,14 +767,11 @@ impl Group {
                     state.full = None;
                 } else if self.may_exceed(state, slot, phase, now) {
                     whatever = true;
+                } else if phase == Phase::Weight && !self.is_stalled(state, now) {
+                    // Nobody else has room either.
+                    let until = self.full_since(state, now) + STALL;
+                    return Step::Wait(until.min(state.scheduler.changes_at()));
                 } else {
-                    let stalls_until = self.stalls_until(state, now);
-                    if phase == Phase::Weight && stalls_until.is_some_and(|then| then < now + STALL)
-                    {
-                        // Nobody else has room either.
-                        let until = stalls_until.unwrap_or(NEVER);
-                        return Step::Wait(until.min(state.scheduler.changes_at()));
-                    }
                     state.scheduler.park(slot);
                     continue;
                 }
@@ -784,15 +788,7 @@ impl Group {
 
     /// May a member have another I/O in flight though there is no room?
     fn may_exceed(&self, state: &mut State, slot: Slot, phase: Phase, now: u64) -> bool {
-        let ended = self.ended.load(Relaxed);
-        let since = match state.full {
-            Some((before, since)) if before == ended => since,
-            _ => {
-                state.full = Some((ended, now));
-                now
-            }
-        };
-        let is_stalled = now - since >= STALL;
+        let is_stalled = self.is_stalled(state, now);
         state.entry(slot).is_some_and(|entry| {
             let member = &entry.member;
             (phase == Phase::Reservation && member.has_sure_room())
@@ -800,14 +796,21 @@ impl Group {
         })
     }
 
-    /// Until when nothing that is below may end before more is let in flight, if there is no room.
-    fn stalls_until(&self, state: &State, now: u64) -> Option<u64> {
-        let (_, since) = state.full?;
-        Some(match since + STALL {
-            then if then > now => then,
-            // It stalls already. Whoever may have one has.
-            _ => now + STALL,
-        })
+    /// There is no room: since when has nothing ended below?
+    fn full_since(&self, state: &mut State, now: u64) -> u64 {
+        let ended = self.ended.load(Relaxed);
+        match state.full {
+            Some((before, since)) if before == ended => since,
+            _ => {
+                state.full = Some((ended, now));
+                now
+            }
+        }
+    }
+
+    /// There is no room: has nothing ended below for long?
+    fn is_stalled(&self, state: &mut State, now: u64) -> bool {
+        now - self.full_since(state, now) >= STALL
     }
 
     /// Takes out and charges what [`Self::next`] said. `None` when somebody else took the room below.

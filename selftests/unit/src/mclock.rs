@@ -498,6 +498,98 @@ mod tests {
         assert!((95..=105).contains(&count), "{count}");
     }
 
+    /// Every group of a small domain: three members with or without a reservation, of one weight or
+    /// another, each busy or not in each of two seconds. Whoever asks gets what it reserved, nothing of the
+    /// capacity is left unused, and what is left over is shared by weight.
+    #[test]
+    fn every_group_of_a_small_domain() {
+        const CAPACITY: u64 = 40;
+        let promises: Vec<_> = [0, 8, 12]
+            .into_iter()
+            .flat_map(|ios| [1, 3].map(|weight| promise(ios, weight)))
+            .collect();
+        // Which promise, and in which of the seconds it is busy.
+        let members: Vec<_> = (0..promises.len())
+            .flat_map(|which| (0..4u32).map(move |busy| (which, busy)))
+            .collect();
+        for &first in &members {
+            for &second in &members {
+                for &third in &members {
+                    let mut group = Group::new(CAPACITY, 0);
+                    let chosen = [first, second, third];
+                    let found = chosen.map(|(which, _)| group.add(promises[which]));
+                    for turn in 0..2 {
+                        let is_busy = |(_, busy): (usize, u32)| busy >> turn & 1 != 0;
+                        for (&member, one) in found.iter().zip(chosen) {
+                            let tenant = &mut group.tenants[member];
+                            if !is_busy(one) && tenant.waiting != 0 {
+                                tenant.waiting = 0;
+                                let (slot, now) = (tenant.slot, group.now);
+                                group.scheduler.idle(slot, now);
+                            } else if is_busy(one) && group.tenants[member].waiting == 0 {
+                                group.arrive(member, ENDLESS);
+                            }
+                        }
+                        let since = group.now;
+                        group.run(TICKS_PER_S);
+                        let counts = found.map(|member| group.count(member, since));
+                        let busy: Vec<_> = (0..3).filter(|&n| is_busy(chosen[n])).collect();
+                        let sum: u64 = counts.iter().sum();
+                        let whole = if busy.is_empty() { 0 } else { CAPACITY };
+                        assert!(sum.abs_diff(whole) <= 1, "{chosen:?} {counts:?}");
+                        for &one in &busy {
+                            let mine = promises[chosen[one].0];
+                            assert!(counts[one] + 1 >= mine.ios, "{chosen:?} {counts:?}");
+                            for &other in &busy {
+                                // Who has more for its weight has it by its reservation, or the other
+                                // one has been ahead before, by a few I/Os.
+                                let theirs = promises[chosen[other].0];
+                                let [mine_had, theirs_had] = [(one, mine), (other, theirs)]
+                                    .map(|(n, p)| counts[n] as f64 / f64::from(p.weight));
+                                assert!(
+                                    mine_had <= theirs_had + 6.0 || counts[one] <= mine.ios + 2,
+                                    "{chosen:?} {counts:?}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn who_is_parked_lets_others_go_first() {
+        let mut scheduler = scheduler(2);
+        let now = TICKS_PER_S;
+        let reserved = scheduler.add(&promise(100, 1), now).unwrap();
+        let other = scheduler.add(&promise(0, 1), now).unwrap();
+        scheduler.backlogged(reserved, 0, now);
+        scheduler.backlogged(other, 0, now);
+        assert_eq!(
+            scheduler.next(now),
+            Next::Dispatch(reserved, Phase::Reservation)
+        );
+        assert!(!scheduler.has_parked());
+        scheduler.park(reserved);
+        assert!(scheduler.has_parked());
+        assert_eq!(scheduler.next(now), Next::Dispatch(other, Phase::Weight));
+        scheduler.park(other);
+        // Until there is room, whoever comes meanwhile.
+        assert_eq!(scheduler.next(now), Next::Wait(u64::MAX));
+        assert!(!scheduler.has_ready(now));
+        scheduler.unpark();
+        assert_eq!(
+            scheduler.next(now),
+            Next::Dispatch(reserved, Phase::Reservation)
+        );
+        scheduler.park(reserved);
+        // Who goes idle waits for no room.
+        scheduler.idle(reserved, now);
+        scheduler.unpark();
+        assert_eq!(scheduler.next(now), Next::Dispatch(other, Phase::Weight));
+    }
+
     #[test]
     fn limits_are_not_saved_up_as_shares() {
         let mut group = Group::new(1000, 0);
