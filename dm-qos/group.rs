@@ -51,9 +51,9 @@
 //!   who share the rest.
 //! - Nor for room below, as long as a member has fewer I/Os there than its reservation is of
 //!   the capacity. So disks that are slow or hang take no depth from it.
-//! - When there is no room and nothing below ends for [`STALL`], whoever has nothing there may have one
-//!   I/O. Were a device to lie on another one of the same group (by a loop device, say; what can be
-//!   seen is refused), each would have room for what the upper one waits for.
+//! - When there has been no room for [`STALL`], somebody who has nothing below may have one I/O there all
+//!   the same, and again each time. Were a device to lie on another one of the same group (by a loop
+//!   device, say; what can be seen is refused), there would be room for what the upper one waits for.
 
 use super::{
     clock::Clock,
@@ -144,8 +144,8 @@ const LOOK_SOON: u64 = 20 * TICKS_PER_MS;
 /// How long freezing a file system may take before the device's own limits are lifted for it, in ticks: who
 /// asks for a snapshot waits for it, and so do others for him.
 const FREEZE: u64 = 5000 * TICKS_PER_MS;
-/// For how long nothing below ends until more is let in flight than there is room for, in ticks.
-pub(crate) const STALL: u64 = 100 * TICKS_PER_MS;
+/// For how long there is no room below until one more is let in flight all the same, in ticks.
+const STALL: u64 = 100 * TICKS_PER_MS;
 /// What ran ahead of the capacity is made up for within this time, in ticks. What is more is forgiven.
 const DEBT: u64 = 1000 * TICKS_PER_MS;
 /// No time at all.
@@ -175,8 +175,6 @@ pub(crate) struct Group {
     depth: Atomic<u64>,
     /// How many are, of those that came while there was a depth.
     in_flight: Atomic<u64>,
-    /// How many of them have ended.
-    ended: Atomic<u64>,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -205,8 +203,8 @@ pub(crate) struct State {
     slack: u64,
     /// When disks are to be looked at.
     look_at: u64,
-    /// While there is no room below: how many had ended when that was seen to change last, and when.
-    full: Option<(u64, u64)>,
+    /// Since when there has been no room below, or since somebody was let in all the same.
+    full: Option<u64>,
 }
 
 /// A member, and what waits for it.
@@ -338,6 +336,27 @@ impl State {
         }
     }
 
+    /// There is no room below. When will that have been so for long?
+    fn stalls_at(&mut self, now: u64) -> u64 {
+        *self.full.get_or_insert(now) + STALL
+    }
+
+    /// There is no room below. May a member have another I/O there all the same?
+    fn may_exceed(&mut self, slot: Slot, phase: Phase, now: u64) -> bool {
+        let is_stalled = self.stalls_at(now) <= now;
+        let Some(entry) = self.entry(slot) else {
+            return false;
+        };
+        if phase == Phase::Reservation && entry.member.has_sure_room() {
+            return true;
+        }
+        let is_let_in = is_stalled && entry.member.has_none_in_flight();
+        if is_let_in {
+            self.full = Some(now);
+        }
+        is_let_in
+    }
+
     /// Lets go what waits for a member, unless it is of no avail.
     pub(crate) fn release_all(&mut self, slot: Slot, now: u64) {
         if let Some(entry) = self.entry(slot) {
@@ -393,7 +412,6 @@ impl Group {
                 certain: Limits::new(),
                 depth: Atomic::new(0),
                 in_flight: Atomic::new(0),
-                ended: Atomic::new(0),
                 state <- new_spinlock!(State {
                     scheduler: Scheduler::new(),
                     entries: KVVec::new(),
@@ -717,10 +735,10 @@ impl Group {
                         state.scheduler.unpark();
                         continue;
                     }
-                    // Whoever may have one more has, if it stalls already.
-                    let again = match self.is_stalled(state, now) {
-                        true => now + STALL,
-                        false => self.full_since(state, now) + STALL,
+                    // Whoever may be let in has been, if it stalls already.
+                    let again = match state.stalls_at(now) {
+                        then if then > now => then,
+                        _ => now + STALL,
                     };
                     return Step::Wait(until.min(again));
                 }
@@ -765,11 +783,11 @@ impl Group {
                 }
                 if self.has_room() {
                     state.full = None;
-                } else if self.may_exceed(state, slot, phase, now) {
+                } else if state.may_exceed(slot, phase, now) {
                     whatever = true;
-                } else if phase == Phase::Weight && !self.is_stalled(state, now) {
+                } else if phase == Phase::Weight && state.stalls_at(now) > now {
                     // Nobody else has room either.
-                    let until = self.full_since(state, now) + STALL;
+                    let until = state.stalls_at(now);
                     return Step::Wait(until.min(state.scheduler.changes_at()));
                 } else {
                     state.scheduler.park(slot);
@@ -784,33 +802,6 @@ impl Group {
                 whatever,
             });
         }
-    }
-
-    /// May a member have another I/O in flight though there is no room?
-    fn may_exceed(&self, state: &mut State, slot: Slot, phase: Phase, now: u64) -> bool {
-        let is_stalled = self.is_stalled(state, now);
-        state.entry(slot).is_some_and(|entry| {
-            let member = &entry.member;
-            (phase == Phase::Reservation && member.has_sure_room())
-                || (is_stalled && member.has_none_in_flight())
-        })
-    }
-
-    /// There is no room: since when has nothing ended below?
-    fn full_since(&self, state: &mut State, now: u64) -> u64 {
-        let ended = self.ended.load(Relaxed);
-        match state.full {
-            Some((before, since)) if before == ended => since,
-            _ => {
-                state.full = Some((ended, now));
-                now
-            }
-        }
-    }
-
-    /// There is no room: has nothing ended below for long?
-    fn is_stalled(&self, state: &mut State, now: u64) -> bool {
-        now - self.full_since(state, now) >= STALL
     }
 
     /// Takes out and charges what [`Self::next`] said. `None` when somebody else took the room below.
@@ -1008,7 +999,6 @@ impl WorkItem for Group {
 
 impl Parent for Group {
     fn io_ended(self: Arc<Self>) {
-        self.ended.add(1, Relaxed);
         // Pairs with the barrier in `has_room`.
         self.in_flight.fetch_sub(1, Full);
         if self.is_contended() {
