@@ -96,7 +96,10 @@ use super::{
 };
 use core::mem;
 use ferrule::{
-    bio::HeldBio,
+    bio::{
+        BioList,
+        HeldBio, //
+    },
     compat::smp_mb,
     device_mapper::MappedDisk,
     workqueue, //
@@ -152,7 +155,7 @@ const DEBT: u64 = 1000 * TICKS_PER_MS;
 const NEVER: u64 = u64::MAX;
 /// How far apart the times are, at least, at which the timer has the work run, in ticks. What falls due
 /// in between leaves together, late: the less it costs. That must not eat up the burst, see [`slack`].
-const SLACK: u64 = 4 * TICKS_PER_MS;
+const SLACK: u64 = 16 * TICKS_PER_MS;
 /// So many bios are taken out at one time.
 const BATCH: u64 = 32;
 /// For how many members there is room in a group that gets its first.
@@ -928,26 +931,33 @@ fn take_all_due(state: &mut State, slot: Slot, most: u64, now: u64) -> u64 {
     let Some(entry) = state.entry(slot) else {
         return 0;
     };
-    for count in 0..most {
-        let member = &entry.member;
-        let choice = match entry.queue.next(member.allowed(), now) {
-            Next::Release(choice) => choice,
-            Next::Wait(until) => {
-                state.scheduler.set_eligible(slot, until, now);
-                return count;
-            }
-            Next::Nothing => {
-                state.scheduler.idle(slot, now);
-                return count;
-            }
+    let member = &entry.member;
+    let mut bios = BioList::new();
+    let mut count = 0;
+    let next = loop {
+        let next = entry.queue.next(member.allowed(), now);
+        let Next::Release(choice) = next else {
+            break next;
         };
+        if count == most {
+            break next;
+        }
+        count += 1;
         if let Some(bio) = entry.queue.pop(choice) {
             let Held { since, charge, .. } = *bio.data();
             charge_held(member, choice, charge, choice.due.max(since), now);
-            entry.send(bio, now);
+            member.is_taken_out(&bio);
+            entry.queue.leaves(&bio, now);
+            bios.push_back(bio);
         }
+    };
+    member.send_all(bios);
+    match next {
+        Next::Release(..) => {}
+        Next::Wait(until) => state.scheduler.set_eligible(slot, until, now),
+        Next::Nothing => state.scheduler.idle(slot, now),
     }
-    most
+    count
 }
 
 /// How late what waits may leave, in ticks, when this is the least burst of a group, and whether the
@@ -998,12 +1008,14 @@ impl WorkItem for Group {
 }
 
 impl Parent for Group {
-    fn io_ended(self: Arc<Self>) {
+    fn io_ended(&self) -> bool {
         // Pairs with the barrier in `has_room`.
         self.in_flight.fetch_sub(1, Full);
-        if self.is_contended() {
-            self.kick();
-        }
+        self.is_contended()
+    }
+
+    fn wake(self: Arc<Self>) {
+        self.kick();
     }
 }
 

@@ -83,8 +83,11 @@ impl Common {
 
 /// Who is told when an I/O that was counted as in flight has ended.
 pub(crate) trait Parent: Send + Sync {
-    /// Any context.
-    fn io_ended(self: Arc<Self>);
+    /// Says whether somebody waits for that, who is to be [woken](Self::wake). Any context.
+    fn io_ended(&self) -> bool;
+
+    /// Has those looked at that wait. Any context.
+    fn wake(self: Arc<Self>);
 }
 
 /// Whether limits apply.
@@ -260,9 +263,16 @@ impl Member {
     /// Has a bio submitted that was taken out, after all that were before. Any context but hard
     /// interrupts. When the member [is alone](Self::is_alone), its group's work is to be kicked.
     pub(crate) fn send(self: &Arc<Self>, bio: HeldBio<Held>) {
+        let mut bios = BioList::new();
+        bios.push_back(bio);
+        self.send_all(bios);
+    }
+
+    /// As [`Self::send`], of several.
+    pub(crate) fn send_all(self: &Arc<Self>, bios: BioList<Held>) {
         let mut out = self.out.lock();
         let is_first = out.is_empty();
-        out.push_back(bio);
+        out.append(bios);
         drop(out);
         if is_first && !self.is_alone {
             // Queued already is as well.
@@ -371,6 +381,8 @@ impl Observer for Member {
     fn bio_ended(this: ArcBorrow<'_, Self>) {
         // Before the group looks whether there is room.
         this.in_flight.fetch_sub(1, Relaxed);
-        this.parent.clone().io_ended();
+        if this.parent.io_ended() {
+            this.parent.clone().wake();
+        }
     }
 }

@@ -755,6 +755,22 @@ impl<D> BioList<D> {
         self.tail = bio;
     }
 
+    /// Appends all of another list.
+    pub fn append(&mut self, other: Self) {
+        let other = ManuallyDrop::new(other);
+        if other.head.is_null() {
+            return;
+        }
+        if self.head.is_null() {
+            self.head = other.head;
+        } else {
+            // SAFETY: By the type invariants `tail` is a bio that we own, as the list is not empty.
+            unsafe { (*self.tail).bi_next = other.head };
+        }
+        // INVARIANT: The bios of the other list follow; it does not own them any more.
+        self.tail = other.tail;
+    }
+
     /// Takes the first bio out.
     pub fn pop_front(&mut self) -> Option<HeldBio<D>> {
         let bio = NonNull::new(self.head)?;
@@ -903,6 +919,26 @@ mod tests {
         assert_eq!(list.pop_front().map(|bio| bio.sector()), Some(1));
         assert!(list.is_empty());
         assert_eq!(ended.numbers.load(Relaxed), 231);
+        Ok(())
+    }
+
+    #[test]
+    fn lists_are_appended_in_order() -> Result {
+        let ended = Ended::new();
+        let mut list = BioList::new();
+        list.append(BioList::new());
+        assert!(list.is_empty());
+        for pair in [[1, 2], [3, 4]] {
+            let mut other = BioList::new();
+            for number in pair {
+                other.push_back(ended.bio(number)?.hold(()));
+            }
+            list.append(other);
+        }
+        list.append(BioList::new());
+        list.push_back(ended.bio(5)?.hold(()));
+        drop(list);
+        assert_eq!(ended.numbers.load(Relaxed), 12345);
         Ok(())
     }
 

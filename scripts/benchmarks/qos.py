@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What dm-qos costs: per I/O that its limits let pass, in throughput, and per I/O that it holds."""
 
+import itertools
 import json
 import os
 import statistics
@@ -41,6 +42,8 @@ HELD_IOPS = 10_000
 HELD_DEPTH = 32
 HELD_IOS = 10_000
 HELD_ROUNDS = 3
+# As uneven as io.max.
+UNEVEN = "qos, burst_ms 64"
 
 
 def run(results: Results) -> None:
@@ -147,6 +150,7 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
     linear = f"0 {lab.sectors(disk)} linear {disk} 0"
     found = {
         "qos": lab.device("qos", qos_table(lab, disk, f"iops {HELD_IOPS}")),
+        UNEVEN: lab.device("uneven", qos_table(lab, disk, f"iops {HELD_IOPS} burst_ms 64")),
         f"io.max on {RAW}": limited,
         f"io.max on {LINEAR}": lab.device("linear", linear),
     }
@@ -175,31 +179,17 @@ def cost_of_holding(results: Results, lab: Lab) -> None:
                 cpu[name].append((busy[1] - busy[0]) / HELD_IOS)
                 iops[name].append(done["held"]["read"]["iops"])
                 deviation[name].append(done["held"]["read"]["clat_ns"]["stddev"] / 1e3)
-    for peer in list(found)[1:]:
-        results.add(
-            f"CPU time per held read, {HELD_IOPS:,} a second, depth {HELD_DEPTH}",
-            "instructions",
-            cpu["qos"],
-            peer=cpu[peer],
-            peer_name=peer,
-            goal=Goal("ratio", "<", 1),
-        )
-        results.add(
-            f"rate of it, limit {HELD_IOPS:,}",
-            "IOPS",
-            iops["qos"],
-            peer=iops[peer],
-            peer_name=peer,
-            better="",
-        )
-        # To let I/O go in batches is cheap, and uneven.
-        results.add(
-            "standard deviation of its latency",
-            "us",
-            deviation["qos"],
-            peer=deviation[peer],
-            peer_name=peer,
-        )
+    held = f"CPU time per held read, {HELD_IOPS:,} a second, depth {HELD_DEPTH}"
+    for ours, peer in itertools.product(("qos", UNEVEN), list(found)[2:]):
+        # To let I/O go in batches is cheap, and uneven: what is as uneven is to be compared.
+        goal = Goal("ratio", "<", 1) if ours == UNEVEN else None
+        for metric, unit, samples, more in (
+            (held, "instructions", cpu, {"goal": goal}),
+            (f"rate of it, limit {HELD_IOPS:,}", "IOPS", iops, {"better": ""}),
+            ("standard deviation of its latency", "us", deviation, {}),
+        ):
+            name = metric if ours == "qos" else f"{metric}: {ours}"
+            results.add(name, unit, samples[ours], peer=samples[peer], peer_name=peer, **more)
 
 
 def throughput(results: Results, lab: Lab, cpus: int) -> None:
