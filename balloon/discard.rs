@@ -129,6 +129,10 @@ impl Reporter for Discards {
         if self.host.is_leaving() {
             return Err(ENODEV);
         }
+        // Memory management waits for what is reported in work that has to be frozen.
+        if self.host.is_drowsy() {
+            return Err(EBUSY);
+        }
         let queue = self.queue().ok_or(ENODEV)?;
         queue.add(KBox::new(Either::Second(pages), GFP_KERNEL)?)?;
         queue.kick()

@@ -234,6 +234,11 @@ impl Host {
         self.is_leaving.load(Relaxed)
     }
 
+    /// Is the system about to sleep?
+    pub(crate) fn is_drowsy(&self) -> bool {
+        self.is_drowsy.load(Relaxed)
+    }
+
     /// Calls a function while no page gets in or out of the balloon by anybody else.
     pub(crate) fn with_channel<R>(&self, f: impl FnOnce(&mut Channel) -> R) -> R {
         f(&mut self.channel.lock())
@@ -391,7 +396,7 @@ impl Host {
                 return Ok(answer);
             }
             steps = steps.saturating_add(1);
-            let is_hurried = is_urgent || self.is_leaving() || self.is_drowsy.load(Relaxed);
+            let is_hurried = is_urgent || self.is_leaving() || self.is_drowsy();
             if is_hurried && steps >= LEAVE_STEPS {
                 return Err(Untold::Unanswered(ETIMEDOUT));
             }
@@ -441,6 +446,9 @@ impl Migrate for Migrator {
         let Some(mut channel) = self.0.channel.try_lock() else {
             return Err(EAGAIN);
         };
+        // The old page may be in a message that the host has not answered. It must not be free then:
+        // the host may take it at any time.
+        self.0.settle(&mut channel, Way::Inflate)?;
         match self.0.tell(&mut channel, Way::Inflate, &new) {
             Ok(()) => {}
             Err(Untold::Unsent(error)) => return Err(error),

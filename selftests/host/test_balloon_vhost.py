@@ -317,6 +317,34 @@ def test_a_queue_that_stops_answering_does_not_keep_the_driver(plug, name, how):
     recover(device)
 
 
+def test_a_page_that_the_host_may_take_yet_is_not_moved(boot):
+    """Compaction, while the host is silent on pages that it is to take, frees none of them: the host
+    takes them at the last moment, when they would be somebody else's."""
+    # With more, user-mode Linux spoils programs whose memory is moved, without any balloon.
+    guest = boot(kernel="uml", memory=MEMORY, cpus=1, append=["kunit.autorun=0"])
+    guest.check(f'{DATA}; insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+    total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
+    device = Device(guest, Host(*features(STATS)), total)
+    device.sh(
+        ": >/run/compact; (while [ -e /run/compact ]; do echo 1 >/proc/sys/vm/compact_memory; done)"
+        " >/dev/null 2>&1 <&- &"
+    )
+    for _ in range(3):
+        provoke(device, "silence", "inflate")
+        device.sh("head -c 48M /dev/urandom >/run/more && md5sum /run/more >/run/sum2")
+        device.unbind()
+        device.sh("md5sum --quiet -c /run/sum /run/sum2 && rm /run/more")
+        device.assert_as_before()
+        device.host.tell("case good")
+        device.bind()
+        device.resize(0)
+    device.sh("rm /run/compact")
+    assert device.counters()["balloon_migrate"] > 0
+    device.sh("rmmod virtio_balloon_rs")
+    seen = device.host.end()
+    assert not seen["violations"], seen
+
+
 @pytest.mark.parametrize("name", ["inflate", "reporting"])
 def test_a_queue_that_stops_answering_does_not_keep_the_system_up(boot, name):
     """Powering off."""
