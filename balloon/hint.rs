@@ -94,15 +94,14 @@ const STOP: u32 = 0;
 const DONE: u32 = 1;
 
 const BLOCK_PAGES: usize = 1 << MAX_ORDER;
-/// So many messages of blocks are with the host at a time: one that it reads, one that waits.
-const MESSAGES: usize = 2;
-/// As many blocks as make 32 MiB, in a message.
-const MESSAGE_BLOCKS: usize = {
-    let blocks = (32 << 20) / (BLOCK_PAGES * PAGE_SIZE);
-    if blocks > 0 {
+/// So many messages, of a block each, are with the host at a time: as make 64 MiB. (Of a message of
+/// several blocks QEMU before 7.0 looks at the first only.)
+const MESSAGES: usize = {
+    let blocks = (64 << 20) / (BLOCK_PAGES * PAGE_SIZE);
+    if blocks > 2 {
         blocks
     } else {
-        1
+        2
     }
 };
 /// Nobody depends on hints, so a host that does not answer for so many [`STEP`]s has no more. The
@@ -250,11 +249,10 @@ impl Hints {
         if entries == 0 {
             return Err(ENOSPC);
         }
-        let capacity = MESSAGE_BLOCKS.min(entries / MESSAGES).max(1);
-        let count = MESSAGES.min(entries / capacity);
+        let count = MESSAGES.min(entries);
         let mut blocks = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            let message = Either::First(Blocks::with_capacity(capacity)?);
+            let message = Either::First(Blocks::with_capacity(1)?);
             blocks.push(KBox::new(message, GFP_KERNEL)?, GFP_KERNEL)?;
         }
         let idle = Idle {
@@ -376,24 +374,33 @@ impl Hints {
         queue.kick()
     }
 
-    /// Sends a message of free memory. Says whether there may be more: a block is left, or the host
-    /// wants something else.
+    /// Sends free memory, as much as there are messages for. Says whether there may be more: a block is
+    /// left, or the host wants something else.
     fn send_blocks(&self, queue: &VirtQueue<Lent>) -> Result<bool> {
         let is_changed = || self.is_changed.load(Relaxed);
-        let Some(mut message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
+        let Some(message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
             return Ok(!self.host.is_leaving());
         };
-        let Either::First(blocks) = &mut *message else {
-            return Ok(false);
-        };
-        while !blocks.is_full() && blocks.allocate(MAX_ORDER, None).is_ok() {}
-        if blocks.is_empty() {
-            let _ = self.idle.lock().blocks.push_within_capacity(message);
-            return Ok(false);
+        let mut next = Some(message);
+        let mut result = Ok(true);
+        while let Some(mut message) = next {
+            let Either::First(blocks) = &mut *message else {
+                break;
+            };
+            if blocks.allocate(MAX_ORDER, None).is_err() {
+                let _ = self.idle.lock().blocks.push_within_capacity(message);
+                result = Ok(false);
+                break;
+            }
+            if let Err(refused) = queue.add(message) {
+                result = Err(refused.error);
+                break;
+            }
+            next = self.idle.lock().blocks.pop();
         }
-        queue.add(message)?;
+        // Those that were sent before something went wrong as well.
         queue.kick()?;
-        Ok(true)
+        result
     }
 
     /// Frees all blocks, those included that the host has yet to return.
