@@ -29,11 +29,13 @@ use crate::{
     },
     policy::plan::{
         block_order,
+        Harm,
         Memory,
         Plan,
         Shares,
         Step,
-        MIN_ORDER, //
+        MIN_ORDER,
+        WINDOW, //
     },
     progress::{
         Going,
@@ -47,7 +49,8 @@ use ferrule::{
             Allocated,
             Balloon,
             Managed,
-            Pages, //
+            Pages,
+            Reclaim, //
         },
         blocks::{
             self,
@@ -78,13 +81,28 @@ use kernel::{
     },
     time::{
         delay::fsleep,
-        Delta, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
     workqueue::system_freezable, //
 };
 
 /// How many messages about single pages make a step. Between steps the host is waited for.
 const STEP_MESSAGES: usize = 16;
+
+/// How many pages a message about blocks may have, at most, if it is more than a block: 64 MiB. Target
+/// and reserve are looked at before the next.
+const MESSAGE_PAGES: usize = (64 << 20) >> PAGE_SHIFT;
+
+/// How many pages of blocks a step takes out. That is quick.
+const STEP_OUT_PAGES: usize = MESSAGE_PAGES * 4;
+
+/// While others are reclaimed for it, growth goes a little below the low watermark at most, which wakes
+/// kswapd, and then waits for that, so many milliseconds.
+const BELOW_LOW: usize = 8;
+const KSWAPD_TRIES: usize = 50;
+const KSWAPD_TRY: Delta = Delta::from_millis(2);
 
 /// How long to wait when there is no memory to be had.
 const RETRY: Delta = Delta::from_millis(200);
@@ -134,6 +152,8 @@ struct Moving {
     rest: Pages<Allocated>,
     /// There was nothing to be had last time, and the log says so.
     is_starved: bool,
+    /// When the driver began to look at the guest.
+    began: Instant<Monotonic>,
 }
 
 /// When the next step is.
@@ -163,6 +183,7 @@ impl Resize {
             message: None,
             rest: Pages::with_capacity(rest)?,
             is_starved: false,
+            began: Instant::now(),
         };
         Ok(pin_init!(Self {
             balloon <- Balloon::new(Migrator(host.clone()), managed),
@@ -238,6 +259,7 @@ impl Resize {
                 Managed::Counted => memory.total,
                 Managed::Removed => memory.total + pages_to_bytes(self.size()),
             },
+            spare: pages_to_bytes(vmstat::free_above_high()),
         }
     }
 
@@ -247,9 +269,15 @@ impl Resize {
         let target = self.host.target_pages()?;
         let mut moving = self.moving.lock();
         let size = self.size() as u64;
+        let now = moving.began.elapsed().as_millis().max(0) as u64;
+        let harm = Harm {
+            refaulted: vmstat::refaulted(),
+            swapped: vmstat::swapped_out(),
+        };
+        let memory = self.memory();
         let step = moving
             .plan
-            .next(target, size, self.memory(), PAGE_SHIFT as u32);
+            .next(target, size, memory, (now, harm), PAGE_SHIFT as u32);
         let next = match step {
             Step::Rest => {
                 self.progress.rests();
@@ -260,7 +288,13 @@ impl Resize {
                 });
             }
             Step::Wait => Ok(self.wait(&mut moving, target.saturating_sub(size))),
-            Step::Inflate(pages) => self.step_in(&mut moving, pages),
+            Step::Look(time) => Ok(Next::After(Delta::from_millis(time.into()))),
+            Step::Pause(time) => {
+                self.progress.waits();
+                Ok(Next::After(Delta::from_millis(time.into())))
+            }
+            Step::Inflate(pages) => self.step_in(&mut moving, pages, Reclaim::Direct),
+            Step::Reclaim(pages) => self.step_in(&mut moving, pages, Reclaim::Background),
             Step::Deflate(pages) => {
                 self.progress.begins(Going::Out);
                 let result = self.deflate(&mut moving, pages as usize);
@@ -273,12 +307,14 @@ impl Resize {
         next
     }
 
-    /// Takes at most so many pages.
-    fn step_in(&self, moving: &mut Moving, pages: u64) -> Result<Next> {
+    /// Takes at most so many pages: of what is free, or in the background what others are reclaimed for.
+    fn step_in(&self, moving: &mut Moving, pages: u64, reclaim: Reclaim) -> Result<Next> {
         let size = self.size() as u64;
         self.progress.begins(Going::In);
-        let swapped = vmstat::swapped_out();
-        let result = self.inflate(moving, pages as usize);
+        let result = match reclaim {
+            Reclaim::Direct => self.inflate(moving, pages as usize),
+            Reclaim::Background => self.inflate_by_reclaim(moving, pages as usize),
+        };
         let taken = (self.size() as u64).saturating_sub(size);
         self.progress.ends(taken);
         result?;
@@ -286,12 +322,11 @@ impl Resize {
             return Ok(self.wait(moving, pages));
         }
         moving.is_starved = false;
-        // The kernel's counters of events may overflow.
-        let swapped = vmstat::swapped_out().saturating_sub(swapped);
-        Ok(match moving.plan.pause_after(taken, swapped) {
-            None => Next::Now,
-            Some(pause) => Next::After(Delta::from_millis(pause.into())),
-        })
+        if reclaim == Reclaim::Direct {
+            return Ok(Next::Now);
+        }
+        moving.plan.has_reclaimed(taken);
+        Ok(Next::After(Delta::from_millis(WINDOW.into())))
     }
 
     /// There is no memory to be had just now, but for what is kept for hints.
@@ -320,13 +355,40 @@ impl Resize {
         if self.inflate_blocks(moving, wanted)? {
             return Ok(());
         }
+        let wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
+        self.inflate_pages(moving, wanted, Reclaim::Direct)
+    }
+
+    /// Puts single pages in for which others are reclaimed, at most so many: by kswapd, as long as that
+    /// gets anywhere.
+    fn inflate_by_reclaim(&self, moving: &mut Moving, wanted: usize) -> Result {
         let batch = self.host.units.batch_pages();
-        let wanted = min(wanted, batch * STEP_MESSAGES);
+        let full = self.size() + wanted;
+        while self.size() < full && !self.host.has_changed() {
+            let left = min(full - self.size(), batch);
+            let room = vmstat::free_above_low();
+            if room >= left {
+                self.inflate_pages(moving, left, Reclaim::Background)?;
+                continue;
+            }
+            // This wakes kswapd.
+            self.inflate_pages(moving, min(left, room + BELOW_LOW), Reclaim::Background)?;
+            if !has_reclaimed() {
+                // It does not get anywhere, or has given up.
+                return self.inflate_pages(moving, left, Reclaim::Direct);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts single pages in, at most so many.
+    fn inflate_pages(&self, moving: &mut Moving, wanted: usize, reclaim: Reclaim) -> Result {
+        let batch = self.host.units.batch_pages();
         let result = by_node(wanted, |node, mut wanted| {
             let all = wanted;
             while wanted > 0 {
                 // Not under the channel's lock: an allocation may wait for the migration of a page.
-                match moving.incoming.allocate(min(wanted, batch), node) {
+                match moving.incoming.allocate(min(wanted, batch), node, reclaim) {
                     0 => break,
                     pages => wanted -= pages,
                 }
@@ -370,21 +432,18 @@ impl Resize {
         if let Either::First(blocks) = &mut *message {
             if !blocks.is_empty() {
                 // They are late.
-                self.blocks.put(blocks);
+                self.put(blocks);
                 moving.message = Some(message);
                 return Ok(true);
             }
-            let wanted = min(wanted, discards.capacity() << blocks::MAX_ORDER);
-            // They come from where the kernel's own memory does. What is available elsewhere is of no
-            // use to it.
-            let wanted = match vmstat::free_kernel_pages() {
-                Some(free) => {
-                    let reserve = moving.plan.reserve(self.memory().total) >> PAGE_SHIFT;
-                    min(wanted, free.saturating_sub(reserve as usize))
-                }
-                None => wanted,
-            };
-            by_node(wanted, |node, wanted| Ok(fill(blocks, node, wanted)))?;
+            let wanted = min(wanted, MESSAGE_PAGES);
+            // Whole page blocks come from where the kernel's own memory does. What is available
+            // elsewhere is of no use to it.
+            let whole = vmstat::free_kernel_pages().map_or(wanted, |free| {
+                let reserve = moving.plan.reserve(self.memory().total) >> PAGE_SHIFT;
+                min(wanted, free.saturating_sub(reserve as usize))
+            });
+            by_node(wanted, |node, wanted| Ok(fill(blocks, node, wanted, whole)))?;
             if blocks.is_empty() {
                 moving.message = Some(message);
                 return Ok(false);
@@ -392,10 +451,16 @@ impl Resize {
         }
         let mut message = discards.discard(message)?;
         if let Either::First(blocks) = &mut *message {
-            self.blocks.put(blocks);
+            self.put(blocks);
         }
         moving.message = Some(message);
         Ok(true)
+    }
+
+    /// Puts in what the host has discarded. What is smaller than a page block has to be movable.
+    fn put(&self, blocks: &mut Blocks) {
+        blocks.split_small(&self.balloon);
+        self.blocks.put(blocks);
     }
 
     /// Takes memory out, at most `wanted` pages: blocks if there are any, or else some messages of
@@ -439,12 +504,16 @@ impl Resize {
 
     /// Takes blocks out. The host need not know: what it discarded is there again when it is touched.
     fn deflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<usize> {
+        let wanted = min(wanted, STEP_OUT_PAGES);
         let mut count = 0;
         while let Some(order) = (wanted - count).checked_ilog2() {
             // Freed at once.
             match self.blocks.take(order) {
                 Some(block) => count += 1 << block.order(),
                 None => break,
+            }
+            if self.host.has_changed() {
+                break;
             }
         }
         if count > 0 || wanted == 0 || !self.balloon.is_empty() {
@@ -502,6 +571,17 @@ impl Resize {
     }
 }
 
+/// Waits for kswapd to have as much free as it wants. Says whether there is more than it begins at.
+fn has_reclaimed() -> bool {
+    for _ in 0..KSWAPD_TRIES {
+        fsleep(KSWAPD_TRY);
+        if vmstat::free_above_high() > 0 {
+            return true;
+        }
+    }
+    vmstat::free_above_low() > BELOW_LOW
+}
+
 /// Calls a function for each node with its share of so many pages, then for what is missing with none.
 /// The function returns how many pages it got.
 fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usize>) -> Result {
@@ -520,20 +600,39 @@ fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usi
     Ok(())
 }
 
-/// Allocates blocks, at most `wanted` pages, the largest that are free. Returns how many pages.
-fn fill(blocks: &mut Blocks, node: Option<Node>, wanted: usize) -> usize {
+/// Allocates blocks, at most `wanted` pages, the largest that are free, and at most `whole` pages in
+/// whole page blocks. Returns how many pages.
+fn fill(blocks: &mut Blocks, node: Option<Node>, wanted: usize, whole: usize) -> usize {
+    let page_block = blocks::page_block_order();
+    let taken = fill_orders(
+        blocks,
+        node,
+        min(wanted, whole),
+        page_block,
+        blocks::MAX_ORDER,
+    );
+    taken + fill_orders(blocks, node, wanted - taken, MIN_ORDER, page_block - 1)
+}
+
+/// As above, blocks of some orders.
+fn fill_orders(
+    blocks: &mut Blocks,
+    node: Option<Node>,
+    wanted: usize,
+    least: u32,
+    mut most: u32,
+) -> usize {
     let mut left = wanted;
-    let mut largest = blocks::MAX_ORDER;
-    while let Some(order) = block_order(left, largest) {
+    while let Some(order) = block_order(left, least, most) {
         if blocks.is_full() {
             break;
         }
         if blocks.allocate(order, node).is_ok() {
             left -= 1 << order;
-        } else if order == MIN_ORDER {
+        } else if order == least {
             break;
         } else {
-            largest = order - 1;
+            most = order - 1;
         }
     }
     wanted - left

@@ -16,6 +16,7 @@ mod kunit {
             STAT_SIZE, //
         },
         policy::plan::{
+            Harm,
             Memory,
             Plan,
             Step,
@@ -52,8 +53,10 @@ mod kunit {
         let memory = Memory {
             available: 1 << 30,
             total: 1 << 31,
+            spare: 1 << 30,
         };
-        let mut step = |size| plan.next(target, size, memory, PAGE_SHIFT as u32);
+        let quiet = (0, Harm::default());
+        let mut step = |size| plan.next(target, size, memory, quiet, PAGE_SHIFT as u32);
         assert_eq!(step(0), Step::Inflate(target));
         assert_eq!(step(target), Step::Rest);
         assert_eq!(units.in_units(target), 1 << (20 - UNIT_SHIFT));

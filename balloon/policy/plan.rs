@@ -29,8 +29,15 @@ pub(crate) enum Step {
     Rest,
     /// The guest has no memory to spare.
     Wait,
-    /// Put so many pages in.
+    /// See for so many milliseconds what the guest does of its own.
+    Look(u32),
+    /// Growth did harm: see for so many milliseconds whether that ends.
+    Pause(u32),
+    /// Put so many pages in, which are free.
     Inflate(u64),
+    /// Put so many pages in, for which others have to be reclaimed; then see for [`WINDOW`] what comes
+    /// of it.
+    Reclaim(u64),
     /// Take so many pages out.
     Deflate(u64),
 }
@@ -42,6 +49,17 @@ pub(crate) struct Memory {
     pub(crate) available: u64,
     /// All of it, with that in the balloon.
     pub(crate) total: u64,
+    /// What is free beyond the high watermarks: nothing is reclaimed for it.
+    pub(crate) spare: u64,
+}
+
+/// What reclaim has done to the guest until now, in pages since boot.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Harm {
+    /// What was read again after it had been reclaimed.
+    pub(crate) refaulted: u64,
+    /// What was written to swap.
+    pub(crate) swapped: u64,
 }
 
 /// Decides where the balloon goes, between what the host wants and what the guest needs.
@@ -54,12 +72,8 @@ pub(crate) struct Plan {
     /// The guest had less memory than it needs. The balloon does not grow again until it has clearly
     /// more.
     is_short: bool,
-    /// How long growth pauses since the guest swaps, in milliseconds.
-    pause: u32,
+    strain: Strain,
 }
-
-/// How long growth pauses when the guest swaps, at first and at most, in milliseconds.
-const PAUSE: (u32, u32) = (1000, 16000);
 
 impl Plan {
     /// The guest keeps `min_available_mb` MiB, or if that is 0 what is usual.
@@ -70,7 +84,7 @@ impl Plan {
             min_available: (min_available_mb as u64) << 20,
             gives_back: may_shrink || min_available_mb > 0,
             is_short: false,
-            pause: 0,
+            strain: Strain::new(),
         }
     }
 
@@ -93,8 +107,23 @@ impl Plan {
         self.is_short = true;
     }
 
-    /// The next step from one size to another, in pages.
-    pub(crate) fn next(&mut self, target: u64, size: u64, memory: Memory, page_shift: u32) -> Step {
+    /// So many pages were put in after [`Step::Reclaim`].
+    pub(crate) fn has_reclaimed(&mut self, pages: u64) {
+        self.strain.taken += pages;
+        self.strain.owed += pages;
+    }
+
+    /// The next step from one size to another, in pages. `now`, in milliseconds, and `harm` grow from
+    /// call to call.
+    pub(crate) fn next(
+        &mut self,
+        target: u64,
+        size: u64,
+        memory: Memory,
+        (now, harm): (u64, Harm),
+        page_shift: u32,
+    ) -> Step {
+        let refaulted = self.strain.look(now, harm);
         let reserve = self.reserve(memory.total);
         if self.gives_back && size > 0 && memory.available < reserve {
             // Somewhat more, or it would have to do it again at once.
@@ -103,31 +132,214 @@ impl Plan {
             return Step::Deflate(missing.max(1).max(size.saturating_sub(target)).min(size));
         }
         if size > target {
+            self.strain = Strain::new();
             return Step::Deflate(size - target);
+        }
+        if self.gives_back {
+            let back = refaulted.min(self.strain.owed).min(size);
+            if back > 0 {
+                self.strain.owed -= back;
+                return Step::Deflate(back);
+            }
         }
         if size == target {
             self.is_short = false;
+            if !self.gives_back || self.strain.is_calm(now) {
+                self.strain = Strain::new();
+            }
             return Step::Rest;
         }
         let margin = if self.is_short { reserve / 4 } else { 0 };
-        let spare = memory.available.saturating_sub(reserve + margin) >> page_shift;
-        self.is_short = spare == 0;
-        if spare == 0 {
-            Step::Wait
-        } else {
-            Step::Inflate(spare.min(target - size))
+        let available = memory.available.saturating_sub(reserve + margin) >> page_shift;
+        self.is_short = available == 0;
+        if available == 0 {
+            return Step::Wait;
+        }
+        // What is free has been given back, or the guest is about to use it.
+        if let Some(pause) = self.strain.held(now) {
+            return pause;
+        }
+        let wanted = available.min(target - size);
+        let spare = memory.spare >> page_shift;
+        if spare >= wanted.min(LEAST >> page_shift) && !self.strain.is_careful() {
+            return Step::Inflate(wanted.min(spare));
+        }
+        if self.strain.is_calm(now) {
+            self.strain = Strain::new();
+        }
+        if let Some(step) = self.strain.look_first(now, harm) {
+            return step;
+        }
+        let pages = wanted.min(self.strain.share(now, available, page_shift));
+        if spare < pages {
+            return Step::Reclaim(pages);
+        }
+        // The guest may miss it all the same.
+        self.has_reclaimed(pages);
+        Step::Inflate(pages)
+    }
+}
+
+/// Less than this is not worth a step, in bytes.
+const LEAST: u64 = 1 << 20;
+
+/// How long growth pauses when it does harm, at first and at most, in milliseconds.
+const PAUSE: (u64, u64) = (1000, 64000);
+
+/// How long it is seen what comes of a step that reclaims, in milliseconds.
+pub(crate) const WINDOW: u32 = 100;
+
+/// How long it is seen what the guest does of its own, before the first such step, in milliseconds.
+const USUAL: u64 = 500;
+
+/// So long without harm is the end of what the balloon may have done, in milliseconds.
+const CALM: u64 = 300_000;
+
+/// So many pages in a [`WINDOW`], beyond what is usual and a sixteenth of what was taken, are no harm yet.
+const NOISE: u64 = 64;
+
+/// A step that reclaims takes this part of what is available beyond the reserve at most. The guest has to
+/// have the time to show that it needs it.
+const SHARE: u64 = 32;
+
+/// What the balloon's growth does to the guest when it goes by reclaim: which is when nothing is free
+/// beyond the watermarks. Then the guest reads again what it needs and has lost, or writes to
+/// swap; both only count beyond what it did before the balloon grew.
+#[derive(Debug)]
+struct Strain {
+    usual: Usual,
+    /// When the window began, and what had been done until then.
+    began: u64,
+    before: Harm,
+    /// What growth took in it, in pages.
+    taken: u64,
+    /// What growth took by reclaim, and has not given back.
+    owed: u64,
+    /// The most that the next step takes, in pages. 0: a [`SHARE`].
+    stride: u64,
+    /// How long growth pauses when it does harm, and until when.
+    pause: u64,
+    until: u64,
+    /// When growth took something by reclaim last, or did harm.
+    last: u64,
+}
+
+/// How much is refaulted without the balloon, in pages a second.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Usual {
+    Unknown,
+    /// The window is for that.
+    Measured,
+    Known(u64),
+}
+
+impl Strain {
+    const fn new() -> Self {
+        Self {
+            usual: Usual::Unknown,
+            began: 0,
+            before: Harm {
+                refaulted: 0,
+                swapped: 0,
+            },
+            taken: 0,
+            owed: 0,
+            stride: 0,
+            pause: 0,
+            until: 0,
+            last: 0,
         }
     }
 
-    /// The balloon took pages, while so many others were written to swap. Returns how long it had
-    /// better pause, in milliseconds.
-    pub(crate) fn pause_after(&mut self, taken: u64, swapped: u64) -> Option<u32> {
-        if swapped <= taken / 16 {
-            self.pause = 0;
-            return None;
+    fn begin(&mut self, now: u64, harm: Harm) {
+        self.began = now;
+        self.before = harm;
+        self.taken = 0;
+    }
+
+    fn since(&self, harm: Harm) -> Harm {
+        // The kernel's counters may overflow.
+        Harm {
+            refaulted: harm.refaulted.saturating_sub(self.before.refaulted),
+            swapped: harm.swapped.saturating_sub(self.before.swapped),
         }
-        self.pause = (self.pause * 2).clamp(PAUSE.0, PAUSE.1);
-        Some(self.pause)
+    }
+
+    /// Looks at a window that has passed. Returns how many pages were refaulted in it on the balloon's
+    /// account.
+    fn look(&mut self, now: u64, harm: Harm) -> u64 {
+        let passed = now.saturating_sub(self.began);
+        let Usual::Known(usual) = self.usual else {
+            return 0;
+        };
+        if passed < WINDOW.into() {
+            return 0;
+        }
+        let done = self.since(harm);
+        // Twice what is usual is no news.
+        let allowed = NOISE + self.taken / 16 + usual.saturating_mul(passed) / 500;
+        let refaulted = done.refaulted.saturating_sub(allowed);
+        if refaulted > 0 || done.swapped > NOISE + self.taken / 16 {
+            self.pause = (self.pause * 2).max(PAUSE.0).min(PAUSE.1);
+            self.until = now + self.pause;
+            self.last = now;
+            self.stride = 1;
+        } else if self.taken > 0 {
+            // It may be as fast again as it was, by and by.
+            self.stride = self.stride.saturating_mul(2);
+        }
+        self.begin(now, harm);
+        refaulted
+    }
+
+    /// Nothing has happened for long.
+    fn is_calm(&self, now: u64) -> bool {
+        now.saturating_sub(self.last) >= CALM
+    }
+
+    /// Growth did harm not long ago.
+    const fn is_careful(&self) -> bool {
+        self.stride > 0
+    }
+
+    /// A pause, if growth did harm. What becomes of the guest is seen meanwhile.
+    fn held(&self, now: u64) -> Option<Step> {
+        let left = self.until.saturating_sub(now).min(PAUSE.0) as u32;
+        (left > 0).then_some(Step::Pause(left))
+    }
+
+    /// Before the first step that reclaims: what the guest does of its own.
+    fn look_first(&mut self, now: u64, harm: Harm) -> Option<Step> {
+        if self.usual == Usual::Unknown {
+            self.usual = Usual::Measured;
+            self.last = now;
+            self.begin(now, harm);
+        }
+        if self.usual == Usual::Measured {
+            let passed = now.saturating_sub(self.began);
+            if passed < USUAL {
+                return Some(Step::Look((USUAL - passed) as u32));
+            }
+            let refaulted = self.since(harm).refaulted.saturating_mul(1000);
+            self.usual = Usual::Known(refaulted.checked_div(passed).unwrap_or(0));
+            self.begin(now, harm);
+        }
+        None
+    }
+
+    /// How many pages the next step takes at most, of so many available ones.
+    fn share(&mut self, now: u64, available: u64, page_shift: u32) -> u64 {
+        self.last = now;
+        let least = LEAST >> page_shift;
+        let share = (available / SHARE).max(least);
+        let stride = self.stride.saturating_mul(least);
+        if self.stride == 0 || stride > share {
+            self.stride = 0;
+            return share;
+        }
+        // Harm shows late.
+        self.until = now + PAUSE.0;
+        stride
     }
 }
 
@@ -209,12 +421,13 @@ impl Units {
 /// be migrated.
 pub(crate) const MIN_ORDER: u32 = 4;
 
-/// The largest order of a block that is not more than so many pages, if there is one that is not too
-/// small.
-pub(crate) const fn block_order(pages: usize, max_order: u32) -> Option<u32> {
-    if pages >> MIN_ORDER == 0 {
-        return None;
+/// The largest order of a block that is not more than so many pages, if there is one that is neither too
+/// small nor too large.
+pub(crate) const fn block_order(pages: usize, least: u32, most: u32) -> Option<u32> {
+    match pages.checked_ilog2() {
+        Some(order) if order >= least && most >= least => {
+            Some(if order < most { order } else { most })
+        }
+        _ => None,
     }
-    let order = pages.ilog2();
-    Some(if order < max_order { order } else { max_order })
 }

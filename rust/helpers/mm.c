@@ -107,21 +107,75 @@ __ferrule unsigned long ferrule_free_kernel_pages(void)
 	return elsewhere ? pages - min(pages, cma) : ULONG_MAX;
 }
 
-/* As balloon_page_alloc(), many at a time. Elements of the array have to be NULL. */
-__ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, unsigned long count,
-						    struct page **pages)
+/* How many pages are free beyond a watermark of each zone, and what lower zones keep for others. */
+__ferrule unsigned long ferrule_free_above(enum zone_watermarks mark)
+{
+	unsigned long pages = 0;
+	int nid, i, j;
+
+	for_each_node_state(nid, N_MEMORY) {
+		struct zone *zones = NODE_DATA(nid)->node_zones;
+
+		for (i = 0; i < MAX_NR_ZONES; i++) {
+			unsigned long free, kept = 0;
+
+			if (!managed_zone(&zones[i]))
+				continue;
+			for (j = i; j < MAX_NR_ZONES; j++)
+				kept = max_t(unsigned long, kept, zones[i].lowmem_reserve[j]);
+			kept += wmark_pages(&zones[i], mark);
+			free = zone_page_state(&zones[i], NR_FREE_PAGES);
+			if (free > kept)
+				pages += free - kept;
+		}
+	}
+	return pages;
+}
+
+/*
+ * As balloon_page_alloc(), many at a time. Elements of the array have to be NULL. In the
+ * background: kswapd reclaims, and the caller does not.
+ */
+__ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bool in_background,
+						    unsigned long count, struct page **pages)
 {
 	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN;
 
 	gfp |= IS_ENABLED(CONFIG_BALLOON_MIGRATION) ? GFP_HIGHUSER_MOVABLE : GFP_HIGHUSER;
 	if (only_there)
 		gfp |= __GFP_THISNODE;
+	if (in_background)
+		gfp &= ~__GFP_DIRECT_RECLAIM;
 	return alloc_pages_bulk_node(gfp, nid, count, pages);
 }
 
+__ferrule unsigned int ferrule_page_block_order(void)
+{
+	return pageblock_order;
+}
+
+static bool has_cma(void)
+{
+	int nid, i;
+
+	if (!IS_ENABLED(CONFIG_CMA))
+		return false;
+	for_each_node_state(nid, N_MEMORY) {
+		for (i = 0; i < MAX_NR_ZONES; i++) {
+			if (zone_cma_pages(&NODE_DATA(nid)->node_zones[i]))
+				return true;
+		}
+	}
+	return false;
+}
+
 /*
- * What is free in one piece, without reclaim or compaction, for whom it is not worth it. Not
- * movable: it cannot be migrated, so it must not be where only what can be may be.
+ * What is free in one piece, without reclaim or compaction, for whom it is not worth it.
+ *
+ * Whole page blocks cannot be migrated. So they must not be where only what can be may be: not in
+ * ZONE_MOVABLE, by the zone, and not in CMA. But they come from the free memory for what can be
+ * moved, where there is no CMA: they would turn page blocks of that into unmovable ones, and these
+ * stay so. What is smaller is going to be single pages, which can be migrated.
  */
 __ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order)
 {
@@ -129,6 +183,12 @@ __ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned in
 
 	if (only_there)
 		gfp |= __GFP_THISNODE;
+	if (order < pageblock_order) {
+		if (IS_ENABLED(CONFIG_BALLOON_MIGRATION))
+			gfp |= __GFP_HIGHMEM | __GFP_MOVABLE;
+	} else if (!has_cma()) {
+		gfp |= __GFP_MOVABLE;
+	}
 	return alloc_pages_node(nid, gfp, order);
 }
 

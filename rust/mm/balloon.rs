@@ -60,6 +60,15 @@ pub struct Allocated(());
 /// Pages were in a balloon, and can only be freed.
 pub struct Deflated(());
 
+/// Who reclaims memory when little is free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reclaim {
+    /// kswapd, and nobody waits for it.
+    Background,
+    /// Whoever allocates, as well.
+    Direct,
+}
+
 /// Some pages on their way into a balloon or out of it. Dropping it frees them.
 ///
 /// # Invariants
@@ -135,7 +144,7 @@ impl Pages<Allocated> {
     ///
     /// They are taken off the free lists as long as these have plenty. Then one may come out of
     /// reclaim, but neither out of the reserves nor by the OOM killer.
-    pub fn allocate(&mut self, count: usize, node: Option<Node>) -> usize {
+    pub fn allocate(&mut self, count: usize, node: Option<Node>, reclaim: Reclaim) -> usize {
         let (node, only_there) = match node {
             Some(node) => (node.id(), true),
             None => (bindings::NUMA_NO_NODE, false),
@@ -149,7 +158,8 @@ impl Pages<Allocated> {
             // SAFETY: There is room for `left` elements. Null ones are what the allocator fills in.
             let got = unsafe {
                 ptr::write_bytes(array, 0, left);
-                bindings::ferrule_alloc_balloon_pages(node, only_there, left, array)
+                let in_background = reclaim == Reclaim::Background;
+                bindings::ferrule_alloc_balloon_pages(node, only_there, in_background, left, array)
             };
             if got == 0 {
                 break;
@@ -265,16 +275,35 @@ impl<M: Migrate> Balloon<M> {
 
     /// Puts all of `pages` into the balloon. From then on they may be migrated.
     pub fn enqueue(&self, pages: &mut Pages<Allocated>) {
-        // Before, so that nobody takes out more than are counted.
-        self.count.fetch_add(pages.len(), Relaxed);
-        with_list(|list| {
+        let count = pages.len();
+        let add = |list| {
             while let Some(page) = pages.pages.pop() {
                 // SAFETY: The page is valid and on no list by the invariants of `Pages`; the list
                 // is initialised.
                 unsafe { bindings::ferrule_page_list_add_tail(page.as_ptr(), list) };
             }
-            // SAFETY: `info` is initialised by the type invariants. The pages are ours and were
-            // allocated for a balloon.
+        };
+        // SAFETY: By the invariants of `Pages`, which has none of them any more.
+        unsafe { self.enqueue_list(count, add) };
+    }
+
+    /// Puts single pages into the balloon that `add` puts on a list, so many.
+    ///
+    /// # Safety
+    ///
+    /// Those on the list are valid, nobody else knows them, and the caller's reference to each is
+    /// passed on.
+    pub(super) unsafe fn enqueue_list(
+        &self,
+        count: usize,
+        add: impl FnOnce(*mut bindings::list_head),
+    ) {
+        // Before, so that nobody takes out more than are counted.
+        self.count.fetch_add(count, Relaxed);
+        with_list(|list| {
+            add(list);
+            // SAFETY: `info` is initialised by the type invariants. The pages are ours by the
+            // requirements of this function.
             unsafe { bindings::balloon_page_list_enqueue(self.info.get(), list) };
         });
     }
@@ -400,7 +429,7 @@ mod tests {
 
     fn allocated(count: usize) -> Result<Pages<Allocated>> {
         let mut pages = Pages::with_capacity(count)?;
-        if pages.allocate(count, None) < count {
+        if pages.allocate(count, None, Reclaim::Direct) < count {
             return Err(ENOMEM);
         }
         Ok(pages)
@@ -411,9 +440,10 @@ mod tests {
         let mut pages = allocated(8)?;
         while pages.len() < pages.capacity() {
             let room = pages.capacity() - pages.len();
-            assert_eq!(pages.allocate(room + 1, vmstat::nodes().next()), room);
+            let node = vmstat::nodes().next();
+            assert_eq!(pages.allocate(room + 1, node, Reclaim::Background), room);
         }
-        assert_eq!(pages.allocate(1, None), 0);
+        assert_eq!(pages.allocate(1, None, Reclaim::Direct), 0);
         assert_eq!(pages.pfns().len(), pages.len());
         pages.clear();
         assert!(pages.is_empty());

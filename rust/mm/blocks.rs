@@ -4,12 +4,15 @@
 //!
 //! A *block* is memory of `2^order` pages in one piece, as the page allocator has it. It is for a
 //! host that is told of pieces and not of pages: see [`Balloon`](super::balloon::Balloon) for
-//! those. Blocks cannot be migrated. So they are not taken from where only movable memory may be
-//! (`ZONE_MOVABLE`, CMA), and memory that has some cannot be unplugged. Compaction has nothing to
-//! gain from those of the size of a page block and above.
+//! those. Blocks cannot be migrated. Compaction has nothing to gain from those of the size of a page
+//! block and above; these are not taken from where only movable memory may be (`ZONE_MOVABLE`, CMA),
+//! and memory that has some cannot be unplugged. Smaller ones would keep the rest of their page block
+//! from ever becoming a huge page: they should not stay blocks for long, and are allocated as what
+//! can be moved.
 //!
-//! 1. To inflate: fill a [`Blocks`] by [`allocate`](Blocks::allocate), lend it to the device, then
-//!    [`put`](Inflated::put) it where inflated blocks are kept.
+//! 1. To inflate: fill a [`Blocks`] by [`allocate`](Blocks::allocate), lend it to the device,
+//!    [split](Blocks::split_small) those that are smaller than a page block into pages of a
+//!    [`Balloon`], then [`put`](Inflated::put) the others where inflated blocks are kept.
 //! 2. To deflate: [`take`](Inflated::take) a block, which is free when it is dropped. One that is too
 //!    large is [split](Block::split) into pages for a [`Balloon`](super::balloon::Balloon).
 //!
@@ -26,7 +29,9 @@
 use super::{
     balloon::{
         Allocated,
+        Balloon,
         Managed,
+        Migrate,
         Pages, //
     },
     vmstat::Node, //
@@ -52,6 +57,13 @@ use kernel::{
 
 /// The order of the largest blocks that there are.
 pub const MAX_ORDER: u32 = bindings::ferrule_mm_FERRULE_MAX_PAGE_ORDER;
+
+/// The order of a page block: the memory within which pages are kept together that can be moved, or
+/// cannot.
+pub fn page_block_order() -> u32 {
+    // SAFETY: It only looks at a setting that does not change after boot.
+    unsafe { bindings::ferrule_page_block_order() }
+}
 
 const ORDERS: usize = MAX_ORDER as usize + 1;
 
@@ -84,6 +96,25 @@ impl Block {
     fn into_raw(self) -> (NonNull<bindings::page>, u32) {
         let this = ManuallyDrop::new(self);
         (this.page, this.order)
+    }
+
+    /// Makes single pages of it, and puts them into a balloon.
+    fn enqueue<M: Migrate>(self, balloon: &Balloon<M>) {
+        let (page, order) = self.into_raw();
+        // SAFETY: By the type invariants these are pages in one piece, which we own.
+        unsafe { bindings::ferrule_split_block(page.as_ptr(), order) };
+        let add = |list| {
+            for nth in 0..1_u32 << order {
+                // SAFETY: One of those pages, on no list; the list is initialised.
+                unsafe {
+                    let page = bindings::ferrule_nth_page(page.as_ptr(), nth);
+                    bindings::ferrule_page_list_add_tail(page, list);
+                }
+            }
+        };
+        // SAFETY: Nobody else knows these pages, and each has a reference of its own now, which is
+        // passed on.
+        unsafe { balloon.enqueue_list(1 << order, add) };
     }
 
     /// Frees so many of its pages, at most all, and returns the others one by one.
@@ -160,7 +191,8 @@ impl Blocks {
     }
 
     /// Allocates one block more, of one node or of any, of memory that is free as it is: without
-    /// reclaim or compaction, and not out of the reserves. Any context but hard interrupts.
+    /// reclaim or compaction, and not out of the reserves. Whole page blocks do not come from where
+    /// only what can be moved may be. Any context but hard interrupts.
     ///
     /// # Errors
     ///
@@ -182,6 +214,20 @@ impl Blocks {
         // INVARIANT: Just allocated.
         let block = Block { page, order };
         self.blocks.push_within_capacity(block).map_err(|_| ENOSPC)
+    }
+
+    /// Takes those out that are smaller than a page block, and puts their pages into a balloon: there they
+    /// can be migrated. The host has to have them. Process context.
+    pub fn split_small<M: Migrate>(&mut self, balloon: &Balloon<M>) {
+        let order = page_block_order();
+        let mut nth = 0;
+        while let Some(block) = self.blocks.get(nth) {
+            if block.order >= order {
+                nth += 1;
+            } else if let Ok(block) = self.blocks.remove(nth) {
+                block.enqueue(balloon);
+            }
+        }
     }
 }
 
@@ -389,7 +435,10 @@ impl PinnedDrop for Kept {
 #[kernel::macros::kunit_tests(ferrule_mm_blocks)]
 mod tests {
     use super::*;
-    use crate::mm::vmstat;
+    use crate::mm::{
+        balloon::PageRef,
+        vmstat, //
+    };
 
     #[test]
     fn blocks_in_the_balloon_are_not_the_guests() -> Result {
@@ -434,6 +483,31 @@ mod tests {
         assert_eq!(kept.take_smallest().map(|block| block.order()), Some(1));
         assert_eq!(kept.pages(), 8);
         // What is left goes with it.
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_smaller_than_a_page_block_goes_by_the_page() -> Result {
+        struct Stay;
+
+        impl Migrate for Stay {
+            fn migrate(&self, _new: PageRef<'_>, _old: PageRef<'_>) -> Result {
+                Err(EAGAIN)
+            }
+        }
+
+        let balloon = KBox::pin_init(Balloon::new(Stay, Managed::Counted), GFP_KERNEL)?;
+        let mut blocks = Blocks::with_capacity(3)?;
+        blocks.allocate(4, None)?;
+        blocks.allocate(page_block_order(), None)?;
+        blocks.allocate(0, None)?;
+        blocks.split_small(&balloon);
+        assert_eq!(blocks.len(), 1);
+        assert_eq!(blocks.size(), PAGE_SIZE << page_block_order());
+        assert_eq!(balloon.len(), 17);
+        let mut pages = Pages::with_capacity(32)?;
+        assert_eq!(balloon.dequeue(&mut pages, 32), 17);
+        assert!(balloon.is_empty());
         Ok(())
     }
 

@@ -89,6 +89,36 @@ pub fn free_kernel_pages() -> Option<usize> {
     (pages != usize::MAX).then_some(pages)
 }
 
+/// How many pages are free beyond the high watermarks of their zones: they can be taken without anything
+/// being reclaimed for it.
+pub fn free_above_high() -> usize {
+    // SAFETY: It only looks at zones.
+    unsafe { bindings::ferrule_free_above(bindings::zone_watermarks_WMARK_HIGH) }
+}
+
+/// How many pages are free beyond the low watermarks of their zones: when these are taken, kswapd
+/// begins to reclaim.
+pub fn free_above_low() -> usize {
+    // SAFETY: It only looks at zones.
+    unsafe { bindings::ferrule_free_above(bindings::zone_watermarks_WMARK_LOW) }
+}
+
+/// How many pages were read again, from a file or from swap, that had been reclaimed before.
+pub fn refaulted() -> u64 {
+    // SAFETY: Both are items that C knows.
+    let (files, anonymous) = unsafe {
+        (
+            bindings::ferrule_global_node_page_state(
+                bindings::node_stat_item_WORKINGSET_REFAULT_FILE,
+            ),
+            bindings::ferrule_global_node_page_state(
+                bindings::node_stat_item_WORKINGSET_REFAULT_ANON,
+            ),
+        )
+    };
+    files as u64 + anonymous as u64
+}
+
 /// How many pages were written to swap since boot. 0 where the kernel does not count.
 pub fn swapped_out() -> u64 {
     #[cfg(CONFIG_VM_EVENT_COUNTERS)]

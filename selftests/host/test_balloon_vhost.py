@@ -318,8 +318,10 @@ def test_a_queue_that_stops_answering_does_not_keep_the_driver(plug, name, how):
 
 
 def test_a_page_that_the_host_may_take_yet_is_not_moved(boot):
-    """Compaction, while the host is silent on pages that it is to take, frees none of them: the host
-    takes them at the last moment, when they would be somebody else's."""
+    """Compaction, while the host is silent on pages that it is to take, frees none of them.
+
+    The host takes them at the last moment, when they would be somebody else's.
+    """
     # With more, user-mode Linux spoils programs whose memory is moved, without any balloon.
     guest = boot(kernel="uml", memory=MEMORY, cpus=1, append=["kunit.autorun=0"])
     guest.check(f'{DATA}; insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')

@@ -13,7 +13,9 @@ mod plan;
 mod tests {
     use super::{
         message::{Message, Pfns, Stats, STATS},
-        plan::{block_order, Memory, Plan, Shares, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE},
+        plan::{
+            block_order, Harm, Memory, Plan, Shares, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE,
+        },
     };
     use proptest::prelude::*;
 
@@ -34,12 +36,14 @@ mod tests {
     #[test]
     fn blocks_are_neither_too_large_nor_too_small() {
         let least = 1 << MIN_ORDER;
-        assert_eq!(block_order(0, 10), None);
-        assert_eq!(block_order(least - 1, 10), None);
-        assert_eq!(block_order(least, 10), Some(MIN_ORDER));
-        assert_eq!(block_order(1023, 10), Some(9));
-        assert_eq!(block_order(1024, 10), Some(10));
-        assert_eq!(block_order(usize::MAX, 10), Some(10));
+        assert_eq!(block_order(0, MIN_ORDER, 10), None);
+        assert_eq!(block_order(least - 1, MIN_ORDER, 10), None);
+        assert_eq!(block_order(least, MIN_ORDER, 10), Some(MIN_ORDER));
+        assert_eq!(block_order(1023, MIN_ORDER, 10), Some(9));
+        assert_eq!(block_order(1024, MIN_ORDER, 10), Some(10));
+        assert_eq!(block_order(usize::MAX, MIN_ORDER, 10), Some(10));
+        assert_eq!(block_order(511, 9, 10), None);
+        assert_eq!(block_order(usize::MAX, 9, 8), None);
     }
 
     #[test]
@@ -74,8 +78,22 @@ mod tests {
 
     /// What a guest with so much available would be told to do by a host that wants everything.
     fn grow(plan: &mut Plan, available: u64, total: u64) -> Step {
-        plan.next(u64::MAX, 0, Memory { available, total }, 12)
+        let memory = Memory {
+            available,
+            total,
+            spare: available,
+        };
+        plan.next(u64::MAX, 0, memory, QUIET, 12)
     }
+
+    /// Nothing happens.
+    const QUIET: (u64, Harm) = (
+        0,
+        Harm {
+            refaulted: 0,
+            swapped: 0,
+        },
+    );
 
     #[test]
     fn the_guest_keeps_a_reserve() {
@@ -99,6 +117,7 @@ mod tests {
         let low = Memory {
             available: 10 * MIB,
             total: 1024 * MIB,
+            spare: 0,
         };
         for (min_available_mb, may_shrink, shrinks) in [
             (0, false, false),
@@ -108,7 +127,7 @@ mod tests {
         ] {
             let mut plan = Plan::new(min_available_mb, may_shrink);
             assert_eq!(plan.gives_back(), shrinks);
-            let step = plan.next(1 << 17, 1 << 17, low, 12);
+            let step = plan.next(1 << 17, 1 << 17, low, QUIET, 12);
             // To 64 MiB and an eighth.
             let pages = (72 - 10) * 256;
             assert_eq!(
@@ -121,10 +140,13 @@ mod tests {
             );
             // No more than there is.
             if shrinks {
-                assert_eq!(plan.next(1 << 17, 100, low, 12), Step::Deflate(100));
+                assert_eq!(plan.next(1 << 17, 100, low, QUIET, 12), Step::Deflate(100));
             }
             // As far as the host wants, if that is further.
-            assert_eq!(plan.next(0, 1 << 17, low, 12), Step::Deflate(1 << 17));
+            assert_eq!(
+                plan.next(0, 1 << 17, low, QUIET, 12),
+                Step::Deflate(1 << 17)
+            );
         }
     }
 
@@ -142,15 +164,152 @@ mod tests {
         );
     }
 
+    /// A guest whose memory is page cache, and what becomes of it.
+    struct Cached {
+        plan: Plan,
+        size: u64,
+        now: u64,
+        harm: Harm,
+    }
+
+    impl Cached {
+        const TOTAL: u64 = 1024 * 256;
+
+        fn new(may_shrink: bool) -> Self {
+            Self {
+                plan: Plan::new(0, may_shrink),
+                size: 0,
+                now: 1_000_000,
+                harm: Harm {
+                    refaulted: 7,
+                    swapped: 9,
+                },
+            }
+        }
+
+        /// A step, and the time until the next one. `react` is told how much is taken, and does harm.
+        fn step(&mut self, target: u64, react: impl FnOnce(u64, &mut Harm)) -> Step {
+            let memory = Memory {
+                available: (Self::TOTAL - self.size) << 12,
+                total: Self::TOTAL << 12,
+                spare: 0,
+            };
+            let step = self
+                .plan
+                .next(target, self.size, memory, (self.now, self.harm), 12);
+            match step {
+                Step::Reclaim(pages) => {
+                    self.plan.has_reclaimed(pages);
+                    self.size += pages;
+                    self.now += 100;
+                }
+                Step::Look(time) | Step::Pause(time) => self.now += u64::from(time),
+                Step::Deflate(pages) => self.size -= pages,
+                _ => self.now += 1000,
+            }
+            react(self.size, &mut self.harm);
+            step
+        }
+    }
+
+    #[test]
+    fn what_is_cached_once_goes() {
+        let mut guest = Cached::new(false);
+        let target = Cached::TOTAL - 128 * 256;
+        let began = guest.now;
+        // What the guest does of its own is seen first.
+        assert_eq!(guest.step(target, |_, _| {}), Step::Look(500));
+        while guest.size < target {
+            let step = guest.step(target, |_, harm| harm.refaulted += 10);
+            assert!(matches!(step, Step::Reclaim(_)), "{step:?}");
+        }
+        assert!(guest.now - began < 15_000);
+        assert_eq!(guest.step(target, |_, _| {}), Step::Rest);
+    }
+
+    #[test]
+    fn a_guest_that_refaults_anyway_can_give() {
+        let mut guest = Cached::new(true);
+        let target = Cached::TOTAL / 2;
+        for _ in 0..10_000 {
+            // 4,000 pages a second.
+            guest.harm.refaulted = guest.now * 4;
+            guest.step(target, |_, _| {});
+        }
+        assert_eq!(guest.size, target);
+    }
+
+    #[test]
+    fn growth_stops_while_the_guest_refaults() {
+        for may_shrink in [false, true] {
+            let mut guest = Cached::new(may_shrink);
+            // It needs three quarters, all the time.
+            let most = Cached::TOTAL / 4;
+            let mut largest = 0;
+            for _ in 0..2000 {
+                guest.step(Cached::TOTAL, |size, harm| {
+                    harm.refaulted += size.saturating_sub(most) / 4;
+                });
+                largest = largest.max(guest.size);
+            }
+            assert!(largest < most + most / 4, "{largest} of {most}");
+            if may_shrink {
+                assert!(guest.size < most + 1024, "{} of {most}", guest.size);
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_given_back_is_left_to_the_guest() {
+        let mut guest = Cached::new(true);
+        guest.step(Cached::TOTAL, |_, _| {});
+        guest.step(Cached::TOTAL, |_, harm| harm.refaulted += 5000);
+        assert!(matches!(
+            guest.step(Cached::TOTAL, |_, _| {}),
+            Step::Deflate(_)
+        ));
+        let memory = Memory {
+            available: 512 * MIB,
+            total: 1024 * MIB,
+            spare: 100 * MIB,
+        };
+        let step = guest.plan.next(
+            Cached::TOTAL,
+            guest.size,
+            memory,
+            (guest.now, guest.harm),
+            12,
+        );
+        assert_eq!(step, Step::Pause(1000));
+        guest.now += 1000;
+        let step = guest.plan.next(
+            Cached::TOTAL,
+            guest.size,
+            memory,
+            (guest.now, guest.harm),
+            12,
+        );
+        assert_eq!(step, Step::Inflate(256));
+    }
+
     #[test]
     fn growth_pauses_longer_and_longer_while_the_guest_swaps() {
-        let mut plan = Plan::new(0, false);
-        assert_eq!(plan.pause_after(4096, 0), None);
-        assert_eq!(plan.pause_after(4096, 256), None);
-        let pauses: Vec<_> = (0..6).map(|_| plan.pause_after(4096, 257)).collect();
-        assert_eq!(pauses, [1000, 2000, 4000, 8000, 16000, 16000].map(Some));
-        assert_eq!(plan.pause_after(4096, 10), None);
-        assert_eq!(plan.pause_after(1, 1), Some(1000));
+        let mut guest = Cached::new(false);
+        guest.step(Cached::TOTAL, |_, _| {});
+        let mut pauses = Vec::new();
+        let mut last = guest.now;
+        while pauses.len() < 9 {
+            let size = guest.size;
+            let began = guest.now;
+            // As much is swapped as is taken.
+            guest.step(Cached::TOTAL, |new, harm| harm.swapped += (new - size) * 2);
+            if guest.size > size {
+                pauses.push((began - last) / 1000);
+                last = began;
+            }
+        }
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 64]);
+        assert!(guest.size < 12_000, "{}", guest.size);
     }
 
     #[test]
@@ -199,14 +358,16 @@ mod tests {
             let mut size = u64::from(size % (1 << 20));
             let batch = units.batch_pages() as u64;
             let mut plan = Plan::new(0, false);
-            let plenty = Memory { available: 1 << 50, total: 1 << 50 };
+            let plenty = Memory { available: 1 << 50, total: 1 << 50, spare: 1 << 50 };
             let mut steps = 0u64;
             let least = size.abs_diff(target).div_ceil(batch);
             loop {
                 let before = size.abs_diff(target);
-                match plan.next(target, size, plenty, page_shift) {
+                match plan.next(target, size, plenty, QUIET, page_shift) {
                     Step::Rest => break,
-                    Step::Wait => prop_assert!(false, "there is plenty"),
+                    Step::Wait | Step::Look(_) | Step::Pause(_) | Step::Reclaim(_) => {
+                        prop_assert!(false, "there is plenty")
+                    }
                     Step::Inflate(pages) => {
                         prop_assert_eq!(pages, before);
                         size += pages.min(batch);
@@ -242,11 +403,13 @@ mod tests {
                 let mut last = Step::Rest;
                 for _ in 0..steps {
                     let available = (total - size.min(total)).saturating_sub(used);
-                    let memory = Memory { available: available << 12, total: total << 12 };
-                    let step = plan.next(target, size, memory, 12);
+                    let available = available << 12;
+                    let memory = Memory { available, total: total << 12, spare: available };
+                    let available = available >> 12;
+                    let step = plan.next(target, size, memory, QUIET, 12);
                     match step {
                         Step::Rest => prop_assert_eq!(size, target),
-                        Step::Wait => {}
+                        Step::Wait | Step::Look(_) | Step::Pause(_) | Step::Reclaim(_) => {}
                         Step::Inflate(pages) => {
                             prop_assert!(size + pages <= target);
                             prop_assert!(available - pages >= reserve);

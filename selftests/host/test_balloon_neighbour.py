@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What a balloon that grows does to the memory of the guest, with the C driver as the yardstick."""
+
+import contextlib
+import time
+
+import pytest
+from balloonguest import DEVICE, MEMORY, MIB, driven
+
+OURS, THEIRS = "virtio_balloon_rs", "virtio_balloon"
+DISK = 1200
+# What the lists of processors take at once, in pages.
+LISTS = 1024
+# What a program reads over and over, in MiB.
+READ = 150
+
+# Fills memory by files of 512 KiB, and deletes every second one.
+FRAGMENT = """
+import os, sys
+for nth in range(int(sys.argv[1])):
+    with open(f"/mnt/{nth}", "wb") as file:
+        file.write(b"x" * 524288)
+for nth in range(0, int(sys.argv[1]), 2):
+    os.unlink(f"/mnt/{nth}")
+"""
+
+# The least of free memory, in pages, for as long as a file exists.
+WATCH = """
+import os, time
+file = os.open("/proc/buddyinfo", os.O_RDONLY)
+least = 1 << 60
+while os.path.exists("/run/watch"):
+    for _ in range(50):
+        lines = os.pread(file, 4096, 0).decode().splitlines()
+        counts = [line.split()[4:] for line in lines]
+        free = sum(int(n) << order for zone in counts for order, n in enumerate(zone))
+        least = min(least, free)
+        time.sleep(0.001)
+open("/run/least", "w").write(str(least))
+"""
+
+
+@pytest.fixture(name="guest", scope="module")
+def guest_fixture(boot_for_module, tmp_path_factory):
+    """One guest for this file, with a disk; each test leaves it as it found it."""
+    disk = tmp_path_factory.mktemp("disk") / "disk"
+    with disk.open("wb") as file:
+        file.truncate(DISK * MIB)
+    options = [
+        f"{DEVICE},free-page-reporting=on",
+        f"-drive file={disk},if=none,id=disk,format=raw,cache=unsafe",
+        "-device virtio-blk-pci,drive=disk",
+    ]
+    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
+        # What is cached of it goes when nobody has it open.
+        balloon.sh("sleep 100000 </dev/vda >/dev/null 2>&1 &")
+        # They are higher for a while after memory was in pieces.
+        balloon.marks = watermarks(balloon)
+        yield balloon
+
+
+@contextlib.contextmanager
+def using(balloon, driver):
+    """With one of the drivers; ours is there afterwards."""
+    if driver == THEIRS:
+        balloon.sh("rmmod virtio_balloon_rs; modprobe virtio_balloon")
+    assert balloon.driver() == driver
+    yield
+    if driver == THEIRS:
+        balloon.sh("rmmod virtio_balloon")
+        balloon.load()
+
+
+def free_mib(balloon):
+    """Free memory, of which nothing is on the lists of processors."""
+    return balloon.counters()["MemFree"] // 1024
+
+
+def drop_caches(balloon):
+    """All that can go without being written."""
+    balloon.sh("sync; echo 3 >/proc/sys/vm/drop_caches")
+
+
+def python(balloon, script, *words, timeout=300):
+    """Run a script in the guest."""
+    balloon.sh(f"cat >/run/script.py <<'END'\n{script}\nEND")
+    balloon.sh(f"python3 /run/script.py {' '.join(map(str, words))}", timeout)
+
+
+def huge_mib(balloon):
+    """What is free in pieces of 2 MiB and more."""
+    lines = balloon.sh("cat /proc/buddyinfo").splitlines()
+    counts = [[int(n) for n in line.split()[4:]] for line in lines]
+    return sum(n << order for zone in counts for order, n in enumerate(zone) if order >= 9) // 256
+
+
+def unmovable_page_blocks(balloon):
+    """How many there are."""
+    text = balloon.sh("cat /proc/pagetypeinfo").split("Number of blocks type")[1]
+    return sum(int(line.split()[4]) for line in text.splitlines() if line.startswith("Node"))
+
+
+def huge_after_fragmentation(balloon):
+    """Inflate while memory is in pieces; what is free in huge pages when all else is freed, and how
+    many page blocks cannot be moved."""
+    drop_caches(balloon)
+    count = (free_mib(balloon) - 100) * 2
+    balloon.sh("mount -t tmpfs -o size=100%,nr_inodes=0 none /mnt")
+    python(balloon, FRAGMENT, count)
+    # More than our driver leaves available.
+    size = MEMORY - (balloon.counters()["MemAvailable"] // 1024 - 80)
+    balloon.resize(size)
+    balloon.sh("umount /mnt")
+    drop_caches(balloon)
+    balloon.sh("for i in 1 2; do echo 1 >/proc/sys/vm/compact_memory; done")
+    free = free_mib(balloon)
+    found = huge_mib(balloon), unmovable_page_blocks(balloon)
+    print(
+        f"{balloon.driver()}: {size} MiB left, {free} MiB free, {found[0]} MiB of it in huge "
+        f"pages; {found[1]} unmovable page blocks"
+    )
+    balloon.resize(MEMORY)
+    return found
+
+
+def test_huge_pages_are_left_when_memory_was_in_pieces(balloon):
+    """What the balloon holds does not keep the rest from becoming huge pages."""
+    found = {THEIRS: [], OURS: []}
+    for _ in range(2):
+        for driver, those in found.items():
+            with using(balloon, driver):
+                those.append(huge_after_fragmentation(balloon))
+    # What is in pieces for other reasons differs from time to time.
+    (theirs, most), (ours, unmovable) = (map(sum, zip(*found[d], strict=True)) for d in found)
+    assert ours > theirs * 0.85, found
+    assert unmovable < most + 20, found
+
+
+def watermarks(balloon):
+    """Sums over all zones, in pages."""
+    lines = [line.split() for line in balloon.sh("cat /proc/zoneinfo").splitlines()]
+    return {
+        name: sum(int(line[1]) for line in lines if line and line[0] == name)
+        for name in ("min", "low", "high")
+    }
+
+
+def stalls(balloon):
+    """How often somebody had to reclaim to get memory."""
+    return sum(n for name, n in balloon.counters().items() if name.startswith("allocstall"))
+
+
+def least_free(balloon):
+    """With all memory in page cache: inflate by more than is free. The least free memory in pages,
+    and stalls."""
+    drop_caches(balloon)
+    balloon.sh(f"dd if=/dev/vda of=/dev/null bs=1M count={DISK - 50} status=none")
+    size = MEMORY - (free_mib(balloon) + 60)
+    balloon.sh(f"cat >/run/watch <<'END'\n{WATCH}\nEND\npython3 /run/watch >/dev/null 2>&1 <&- &")
+    balloon.sh("sleep 3")
+    before = stalls(balloon)
+    balloon.resize(size)
+    balloon.sh("rm /run/watch; until [ -s /run/least ]; do sleep 0.1; done; sleep 1")
+    least = int(balloon.sh("cat /run/least; rm /run/least"))
+    stalled = stalls(balloon) - before
+    balloon.resize(MEMORY)
+    return least, stalled
+
+
+def test_free_memory_stays_above_the_watermarks(balloon):
+    """Reclaim goes first, in the background."""
+    found = {THEIRS: [], OURS: []}
+    for _ in range(3):
+        for driver, those in found.items():
+            with using(balloon, driver):
+                those.append(least_free(balloon))
+    marks = balloon.marks
+    print(f"watermarks {marks}; least free and stalls: {found}")
+    # kswapd begins at the low watermark. What the processors' own lists take at once is free still.
+    assert min(least for least, _ in found[OURS]) > marks["low"] - LISTS, (marks, found)
+    most = max(stalled for _, stalled in found[THEIRS])
+    assert max(stalled for _, stalled in found[OURS]) <= most, (marks, found)
+
+
+@contextlib.contextmanager
+def reading(balloon):
+    """A program that reads the same over and over."""
+    balloon.sh(
+        ": >/run/reading; : >/run/passes; (while [ -e /run/reading ]; do"
+        f" dd if=/dev/vda of=/dev/null bs=1M count={READ} status=none || break;"
+        " echo >>/run/passes; done) <&- >/dev/null 2>&1 &"
+    )
+    yield
+    balloon.sh("rm /run/reading /run/passes; wait; sleep 3")
+
+
+def passes(balloon):
+    """How often it has read all."""
+    return int(balloon.sh("wc -l </run/passes"))
+
+
+def read_mib(balloon):
+    """What came from the disk so far."""
+    return int(balloon.sh("cat /sys/block/vda/stat").split()[2]) // 2048
+
+
+def mib_per_pass(balloon):
+    """What the program has to read from the disk each time."""
+    first, before = passes(balloon), read_mib(balloon)
+    balloon.wait_for(lambda: passes(balloon) >= first + 6, 120, "six passes")
+    count = passes(balloon) - first
+    return (read_mib(balloon) - before) / count
+
+
+def squeeze(balloon):
+    """Inflate as far as it goes while a program reads; what it reads then from the disk each pass,
+    and what is left to the guest."""
+    drop_caches(balloon)
+    # Cached once.
+    balloon.sh(f"dd if=/dev/vda of=/dev/null bs=1M skip={READ} count=400 status=none")
+    with reading(balloon):
+        balloon.wait_for(lambda: passes(balloon) >= 5, 120, "some passes")
+        started = time.monotonic()
+        balloon.ask(1)
+        sizes = [balloon.actual()]
+        # Until it rests, or for long enough.
+        while time.monotonic() - started < 40:
+            time.sleep(2)
+            sizes.append(balloon.actual())
+        each = mib_per_pass(balloon)
+        kept = balloon.actual() // MIB
+        print(
+            f"{each:.0f} MiB a pass, {kept} MiB left,",
+            f"{[size // MIB for size in sizes]}, {balloon.debugfs('state')}",
+        )
+        balloon.resize(MEMORY)
+    return each, kept
+
+
+def test_a_guest_without_swap_does_not_thrash(balloon):
+    """What a program reads over and over stays cached, most of it; what was read once goes."""
+    each, kept = squeeze(balloon)
+    assert each < READ / 2
+    # All but for the kernel itself, what is read, and the reserve.
+    assert kept < 700
+
+
+def test_the_balloon_gives_back_what_is_read_again(balloon):
+    """Where it may."""
+    balloon.reload("min_available_mb=32")
+    each, kept = squeeze(balloon)
+    balloon.reload()
+    assert each < READ / 8
+    assert kept < 700
