@@ -365,16 +365,19 @@ impl Resize {
         let batch = self.host.units.batch_pages();
         let full = self.size() + wanted;
         while self.size() < full && !self.host.has_changed() {
-            let left = min(full - self.size(), batch);
+            let before = self.size();
+            let left = min(full.saturating_sub(before), batch);
             let room = vmstat::free_above_low();
-            if room >= left {
+            let goes_on = if room >= left {
                 self.inflate_pages(moving, left, Reclaim::Background)?;
-                continue;
-            }
-            // This wakes kswapd.
-            self.inflate_pages(moving, min(left, room + BELOW_LOW), Reclaim::Background)?;
-            if !has_reclaimed() {
-                // It does not get anywhere, or has given up.
+                true
+            } else {
+                // This wakes kswapd.
+                self.inflate_pages(moving, min(left, room + BELOW_LOW), Reclaim::Background)?;
+                has_reclaimed()
+            };
+            if !goes_on || self.size() <= before {
+                // kswapd does not get anywhere, or has given up, or what is free is for others.
                 return self.inflate_pages(moving, left, Reclaim::Direct);
             }
         }

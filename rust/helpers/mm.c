@@ -123,7 +123,7 @@ __ferrule unsigned long ferrule_free_above(enum zone_watermarks mark)
 				continue;
 			for (j = i; j < MAX_NR_ZONES; j++)
 				kept = max_t(unsigned long, kept, zones[i].lowmem_reserve[j]);
-			kept += wmark_pages(&zones[i], mark);
+			kept += wmark_pages(&zones[i], mark) + zones[i].nr_free_highatomic;
 			free = zone_page_state(&zones[i], NR_FREE_PAGES);
 			if (free > kept)
 				pages += free - kept;
