@@ -79,7 +79,7 @@ install: ## modules_install and depmod, for modprobe (INSTALL_MOD_PATH= elsewher
 	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules; \
 	scripts/modules.sh "$$kdir" out/install CONFIG_FERRULE_SELFTESTS= modules_install
 
-deb: ## Debian packages of the modules (DKMS) and of balloonctl, in out/deb/
+deb: ## Debian packages of the modules (DKMS) and of the tools, in out/deb/
 	@scripts/deb.sh out/deb
 
 check-deb: deb ## install, boot, upgrade and remove them on a Debian 13 in a virtual machine (half an hour)

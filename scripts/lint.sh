@@ -30,8 +30,8 @@ step() {
 
 mapfile -t rust < <(files '*.rs')
 mapfile -t c < <(files '*.c' '*.h')
-mapfile -t shell < <(files '*.sh' .ci/run scripts/balloonctl)
-mapfile -t python < <(files '*.py' debian/balloonctl)
+mapfile -t shell < <(files '*.sh' .ci/run scripts/balloonctl scripts/qosctl)
+mapfile -t python < <(files '*.py' debian/balloonctl debian/qosctl)
 
 # Whole files. "tmpfs tmpfs" is a repeated word to checkpatch, and a command to a shell. Without a
 # tree it does not know the kernel's own names in CamelCase. A total for each clean file would bury

@@ -11,6 +11,7 @@ from docutils.core import publish_string
 # The manual pages, by the page that each is made of.
 PAGES = {
     "balloonctl": "balloonctl(1)",
+    "qosctl": "qosctl(1)",
     "dm-qos": "dm-qos(4)",
     "mpath-sel": "dm-round-robin-rs(4)",
     "balloon": "virtio_balloon_rs(4)",
@@ -40,7 +41,7 @@ def manual(text: str, name: str, section: str) -> str:
     head += "Description\n===========\n\n"
     text = LINK.sub(lambda link: f"{link[1]} ({PAGES[link[2]]})", text[title.end() :])
     text = LEFT_OUT.sub("", text)
-    text = text.replace("scripts/balloonctl", "balloonctl")
+    text = text.replace("scripts/balloonctl", "balloonctl").replace("scripts/qosctl", "qosctl")
     return head + re.sub(r"(?<![\w/-])([\w-]+)\.rst\b", lambda m: PAGES.get(m[1], m[0]), text)
 
 

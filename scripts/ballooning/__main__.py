@@ -12,17 +12,15 @@ import pathlib
 import signal
 import sys
 import time
-from typing import TextIO
 
 from rich.console import Console
-from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
-from rich.text import Text
+from tooling import output
+from tooling.output import write
+from tooling.sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
 
 from . import policy
 from .automatic import Controller, all_of
-from .sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
 from .vms import Machine, Sources, State, VmError, to_the_end
 
 ERROR, STUCK = 1, 3
@@ -34,7 +32,6 @@ LOOK_SECONDS, ANSWER_SECONDS = 0.2, 2.5
 HEADINGS = ("memory", "target", "actual", "available", "swap in", "swap out", "major faults")
 HEADINGS += ("host resident", "statistics")
 LEAST_IMPORTANT = ("major faults", "swap out", "swap in", "host resident", "statistics", "target")
-WIDE = 10_000
 
 EPILOG = f"""\
 Where the VMs are (each may be repeated, and all may be used together):
@@ -66,22 +63,8 @@ def main() -> int:
         return ERROR
     except BrokenPipeError:
         # Whoever read this has enough. Nothing is to be written at exit either.
-        discard(sys.stdout)
+        output.discard(sys.stdout)
         return ERROR
-
-
-def discard(file: TextIO) -> None:
-    """Nobody reads it any more: what is written from now on goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
-
-
-def write(text: str, file: TextIO) -> None:
-    """A line, at once. It fails once only, so that all can be put right after that."""
-    try:
-        print(text, file=file, flush=True)
-    except BrokenPipeError:
-        discard(file)
-        raise
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -451,36 +434,10 @@ def cells_of(row: dict) -> list[str]:
     ]
 
 
-def table_of(rows: list[dict], headings: list[str]) -> Table:
-    """With these columns. A name is a name, whatever it looks like."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("VM")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row in rows:
-        cells = dict(zip(HEADINGS, cells_of(row), strict=True))
-        table.add_row(Text(row["vm"]), *(cells[heading] for heading in headings))
-    return table
-
-
 def show_table(rows: list[dict], console: Console) -> None:
-    """For people. In a file it is as wide as it has to be; on a terminal nothing is cut either."""
-    room, headings, missing = console.width, list(HEADINGS), []
-
-    def width():
-        wide = console.options.update(width=WIDE)
-        return Measurement.get(console, wide, table_of(rows, headings)).maximum
-
-    for heading in LEAST_IMPORTANT if console.is_terminal else ():
-        if width() <= room:
-            break
-        headings.remove(heading)
-        missing.append(heading)
-    console.width = max(room, width())
-    console.print(table_of(rows, headings))
-    console.width = room
-    if missing:
-        console.print(f"For want of room not shown: {', '.join(missing)}.", style="dim")
+    """For people."""
+    cells = [[row["vm"], *cells_of(row)] for row in rows]
+    output.show_table("VM", HEADINGS, cells, LEAST_IMPORTANT, console)
 
 
 async def run_auto(args: argparse.Namespace) -> int:

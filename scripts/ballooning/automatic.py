@@ -6,8 +6,9 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+from tooling.sizes import show_size
+
 from . import policy
-from .sizes import show_size
 from .vms import Machine, NoBalloon, Sources, State, VmError, VmGone
 
 # A guest is asked for statistics this many times an interval, so that each round has new ones.

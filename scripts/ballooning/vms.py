@@ -15,8 +15,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from xml.etree import ElementTree
 
 from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
-
-from .sizes import KIB, PAGE
+from tooling.sizes import KIB, PAGE
 
 TIMEOUT = 5
 # How often to try a socket at which others wait as well.

@@ -114,7 +114,9 @@ def test_the_tools_work(root):
     assert "usage: balloonctl" in inside(root, "balloonctl", "--help")
     said = inside(root, "balloonctl", "status", "--vm", "a=/nowhere.sock", check=False)
     assert "there is no such socket" in said
-    for page in ("man1/balloonctl.1", "man4/dm-qos.4", "man7/ferrule.7"):
+    assert "usage: qosctl" in inside(root, "qosctl", "--help")
+    assert "device mapper cannot" in inside(root, "qosctl", "list", check=False)
+    for page in ("man1/balloonctl.1", "man1/qosctl.1", "man4/dm-qos.4", "man7/ferrule.7"):
         assert (root / "usr/share/man" / f"{page}.gz").exists()
 
 

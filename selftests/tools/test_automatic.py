@@ -8,8 +8,8 @@ import pytest
 from ballooning.__main__ import goal_of
 from ballooning.automatic import REST, STUCK, Controller
 from ballooning.policy import MIB, Rules
-from ballooning.sizes import parse_size, show_size
 from ballooning.vms import NoBalloon, State, VmError, VmGone
+from tooling.sizes import parse_size, show_size
 
 GIB = 1 << 30
 
