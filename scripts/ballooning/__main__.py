@@ -15,12 +15,13 @@ import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from tooling import output
+from tooling import metrics, output
 from tooling.output import write
 from tooling.sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
 
-from . import policy
+from . import figures, policy
 from .automatic import Controller, all_of
+from .pressure import Host
 from .vms import Machine, Sources, State, VmError, to_the_end
 
 ERROR, STUCK = 1, 3
@@ -28,6 +29,8 @@ SOCKETS = "BALLOONCTL_SOCKETS"
 # While a size is waited for, how often to look; and how often a guest that has no statistics for us
 # is asked for some.
 LOOK_SECONDS, ANSWER_SECONDS = 0.2, 2.5
+# A guest with large pages that stays so near to what was asked for gets no nearer.
+SETTLE_SECONDS = 1
 # Of the table of "status". Where there is no room for all, these go first, in this order.
 HEADINGS = ("memory", "target", "actual", "available", "swap in", "swap out", "major faults")
 HEADINGS += ("host resident", "statistics")
@@ -58,7 +61,7 @@ def main() -> int:
     args = parse_arguments()
     try:
         return asyncio.run(run(args))
-    except VmError as error:
+    except (VmError, metrics.MetricsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return ERROR
     except BrokenPipeError:
@@ -67,8 +70,14 @@ def main() -> int:
         return ERROR
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Commands and options."""
+    words = sys.argv[1:] if words is None else words
+    given = list(words)
+    if words[:1] == ["--metrics"]:
+        words = ["metrics", *words[1:]]
+    if words[:1] == ["auto"]:
+        words = with_configuration(words)
     raw = argparse.RawDescriptionHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
     where = common.add_argument_group("virtual machines")
@@ -111,8 +120,52 @@ def parse_arguments() -> argparse.Namespace:
 
     command("status", show_status, "show what the VMs have and use")
 
+    exported = command("metrics", run_metrics, "print metrics (OpenMetrics); also: --metrics")
+    exported.add_argument(
+        "--file", type=pathlib.Path, help="for node_exporter's textfile collector"
+    )
+
     auto = command("auto", run_auto, "keep the VMs to a budget, by what their guests need")
-    auto.add_argument("--budget", required=True, type=size, metavar="SIZE", help="for all VMs")
+    auto.add_argument(
+        "--config",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="options, one a line, without the dashes; read again on SIGHUP",
+    )
+    auto.add_argument(
+        "--budget", type=size, metavar="SIZE", help="for all VMs; without it, what the host allows"
+    )
+    auto.add_argument(
+        "--host-reserve",
+        type=percent,
+        metavar="PERCENT",
+        help="what the host keeps available, of its memory (10 if there is no budget)",
+    )
+    auto.add_argument(
+        "--host-waiting",
+        type=percent,
+        default=1000,
+        metavar="PERCENT",
+        help="with --host-reserve: memory is taken while processes of the host wait so long for"
+        " memory (10, of the last ten seconds)",
+    )
+    auto.add_argument(
+        "--weight",
+        action="append",
+        default=[],
+        metavar="VM=NUMBER",
+        type=named_weight,
+        help="this VM's part of what is left over, by that of others (100)",
+    )
+    auto.add_argument(
+        "--metrics", type=pathlib.Path, metavar="FILE", help="write metrics there, each round"
+    )
+    auto.add_argument(
+        "--state",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="remember there what is to be put back, should this one be killed",
+    )
     auto.add_argument(
         "--min",
         action="append",
@@ -147,7 +200,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     auto.add_argument("--dry-run", action="store_true", help="say what would be done")
 
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    args.given = given
     if not args.vm and not args.sockets and args.libvirt is None:
         if not os.environ.get(SOCKETS):
             parser.error(f"no VMs: --vm NAME=SOCKET, --sockets DIR, --libvirt or ${SOCKETS}")
@@ -186,6 +240,34 @@ def named_size(text: str) -> tuple[str, int]:
     return name, size(value)
 
 
+def named_weight(text: str) -> tuple[str, int]:
+    """VM=NUMBER"""
+    name, value = split_name(text)
+    if not (value.isdecimal() and 1 <= int(value) <= 10_000):
+        raise argparse.ArgumentTypeError(f"{text!r}: a weight is 1 to 10000")
+    return name, int(value)
+
+
+def with_configuration(words: list[str]) -> list[str]:
+    """The options of a file, before those of the command line."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=pathlib.Path)
+    path = finder.parse_known_args(words)[0].config
+    if path is None:
+        return words
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        print(f"error: {path}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(ERROR) from None
+    options = []
+    for line in lines:
+        parts = line.split(maxsplit=1)
+        if parts and not parts[0].startswith("#"):
+            options += [f"--{parts[0]}", *(part.strip() for part in parts[1:])]
+    return ["auto", *options, *words[1:]]
+
+
 def positive(text: str) -> float:
     """A number of seconds."""
     with contextlib.suppress(ValueError):
@@ -222,7 +304,7 @@ async def run(args: argparse.Namespace) -> int:
 
 def sources_of(args: argparse.Namespace) -> Sources:
     """Where the VMs are."""
-    return Sources(dict(args.vm), args.sockets, args.libvirt)
+    return Sources(args.vm, args.sockets, args.libvirt)
 
 
 async def find_vm(args: argparse.Namespace, name: str) -> Machine:
@@ -263,7 +345,7 @@ async def set_size(args: argparse.Namespace) -> int:
             except asyncio.CancelledError:
                 await to_the_end(withdraw(vm, args.name))
                 raise
-    reached = state.actual == goal
+    reached = state.actual == goal or state.is_near(goal)
     if args.json:
         outcome = {
             "vm": args.name,
@@ -328,6 +410,8 @@ async def wait_for(vm: Machine, state: State, goal: int, args: argparse.Namespac
             progress.update(task, completed=max(0, done), has=show_size(state.actual))
             if left == 0:
                 return state
+            if state.is_near(goal) and time.monotonic() - moved > SETTLE_SECONDS:
+                return state
             if left < nearest:
                 nearest, moved = left, time.monotonic()
             if time.monotonic() - moved > args.patience:
@@ -338,6 +422,8 @@ async def wait_for(vm: Machine, state: State, goal: int, args: argparse.Namespac
 
 def why_stuck(state: State, goal: int) -> str:
     """What is known of the reason."""
+    if state.paused:
+        return "the VM is paused; the request stands, for when it runs"
     if state.actual == state.maximum and not state.updated:
         return "the guest gives nothing and says nothing, it may have no balloon driver"
     if goal < state.actual and state.available is not None:
@@ -366,8 +452,8 @@ def named(name: str):
         raise VmError(f"{name}: {error}") from None
 
 
-async def show_status(args: argparse.Namespace) -> int:
-    """balloonctl status"""
+async def status_rows(args: argparse.Namespace) -> list[dict]:
+    """What is known of each VM."""
     found = await sources_of(args).find()
     rows: dict[str, dict] = {}
 
@@ -378,7 +464,12 @@ async def show_status(args: argparse.Namespace) -> int:
             rows[name] = {"vm": name, "error": str(error)}
 
     await all_of(look(name, vm) for name, vm in found.items())
-    ordered = [rows[name] for name in sorted(rows)]
+    return [rows[name] for name in sorted(rows)]
+
+
+async def show_status(args: argparse.Namespace) -> int:
+    """balloonctl status"""
+    ordered = await status_rows(args)
     if args.json:
         print(json.dumps(ordered, indent=2))
     else:
@@ -411,6 +502,7 @@ def row_of(name: str, state: State) -> dict:
         "target": state.target,
         "actual": state.actual,
         "resident": state.resident,
+        "paused": state.paused,
         "statistics": {
             "age": round(time.time() - state.updated, 1) if state.stats else None,
             **state.stats,
@@ -423,14 +515,16 @@ def cells_of(row: dict) -> list[str]:
     if "error" in row:
         return ["-"] * len(HEADINGS)
     stats = row["statistics"]
-    sizes = [row["maximum"], row["target"], row["actual"], stats.get("available-memory")]
+    available = stats.get("available-memory", stats.get("free-memory"))
+    sizes = [row["maximum"], row["target"], row["actual"], available]
     sizes += [stats.get("swap-in"), stats.get("swap-out")]
     faults, age = stats.get("major-faults"), stats["age"]
+    only_free = "available-memory" not in stats and "free-memory" in stats
     return [
         *map(show_size, sizes),
         "-" if faults is None else str(faults),
         show_size(row["resident"]),
-        "none" if age is None else f"{age:.0f} s old",
+        "none" if age is None else f"{age:.0f} s old" + (", free only" if only_free else ""),
     ]
 
 
@@ -440,13 +534,60 @@ def show_table(rows: list[dict], console: Console) -> None:
     output.show_table("VM", HEADINGS, cells, LEAST_IMPORTANT, console)
 
 
-async def run_auto(args: argparse.Namespace) -> int:
-    """balloonctl auto"""
+async def run_metrics(args: argparse.Namespace) -> int:
+    """balloonctl metrics"""
+    rows = await status_rows(args)
+    families = figures.families_of(rows)
+    if args.file:
+        write_metrics(args.file, families)
+    else:
+        write(metrics.text_of(families).rstrip("\n"))
+    return ERROR if any("error" in row for row in rows) else 0
+
+
+def write_metrics(path: pathlib.Path, families: list[metrics.Family]) -> None:
+    """A file, as a whole."""
+    try:
+        metrics.write_file(path, families)
+    except OSError as error:
+        raise metrics.MetricsError(f"{path}: {error.strerror}") from None
+
+
+def configure(controller: Controller, args: argparse.Namespace) -> None:
+    """What is said on the command line and in the file."""
     floors = dict(args.min)
-    if sum(floors.values()) > args.budget:
+    if args.budget is not None and sum(floors.values()) > args.budget:
         total = show_size(sum(floors.values()))
         raise VmError(f"--min: {total} in all, beyond the budget of {show_size(args.budget)}")
-    rules = policy.Rules(margin=args.margin, floor=args.floor, step=args.step)
+    controller.sources = sources_of(args)
+    controller.budget = None if args.budget is None else args.budget // PAGE * PAGE
+    controller.rules = policy.Rules(margin=args.margin, floor=args.floor, step=args.step)
+    controller.floors, controller.weights = floors, dict(args.weight)
+    controller.interval = args.interval
+    reserve = args.host_reserve
+    if args.budget is None and reserve is None:
+        reserve = 1000
+    controller.host = None
+    if reserve is not None:
+        controller.host = lambda held: Host.read().budget(held, reserve, args.host_waiting)
+
+
+def reload(controller: Controller, args: argparse.Namespace) -> argparse.Namespace:
+    """The file again. With a mistake in it all stays as it is."""
+    try:
+        new = parse_arguments(args.given)
+        configure(controller, new)
+    except (SystemExit, VmError) as error:
+        reason = f": {error}" if isinstance(error, VmError) else ""
+        controller.say(f"the configuration is not taken{reason}")
+        configure(controller, args)
+        return args
+    controller.say("the configuration was read again")
+    return new
+
+
+async def run_auto(args: argparse.Namespace) -> int:
+    """balloonctl auto"""
 
     def say(text):
         if args.json:
@@ -454,17 +595,16 @@ async def run_auto(args: argparse.Namespace) -> int:
         else:
             write(f"{time.strftime('%H:%M:%S')} {text}", sys.stdout)
 
+    rules = policy.Rules()
     controller = Controller(
-        sources_of(args),
-        args.budget // PAGE * PAGE,
-        rules,
-        floors,
-        args.interval,
-        say,
-        args.dry_run,
+        sources_of(args), None, rules, {}, args.interval, say, args.dry_run, state=args.state
     )
+    configure(controller, args)
     # What cannot be looked for at the start is a mistake; later on it may come back.
     await controller.sources.find()
+    hung_up = asyncio.Event()
+    with contextlib.suppress(ValueError, RuntimeError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
     # Told to end, or nobody reads what it says.
     with contextlib.suppress(asyncio.CancelledError):
         try:
@@ -473,7 +613,15 @@ async def run_auto(args: argparse.Namespace) -> int:
                 report = await controller.round()
                 if args.json:
                     write(json.dumps(report), sys.stdout)
-                await asyncio.sleep(max(0, args.interval - (time.monotonic() - started)))
+                if args.metrics:
+                    with controller.named_problem("metrics"):
+                        write_metrics(args.metrics, figures.families_of_round(report))
+                left = max(0, args.interval - (time.monotonic() - started))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(hung_up.wait(), left)
+                if hung_up.is_set():
+                    hung_up.clear()
+                    args = reload(controller, args)
         finally:
             await to_the_end(controller.end())
     return 0

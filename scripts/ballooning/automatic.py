@@ -2,13 +2,18 @@
 """`balloonctl auto`: what the policy is told, and what is made of its decisions."""
 
 import asyncio
+import contextlib
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Callable
 
+from tooling.metrics import MetricsError, replace_file
 from tooling.sizes import show_size
 
 from . import policy
+from .pressure import HostUnknown, Watch
 from .vms import Machine, NoBalloon, Sources, State, VmError, VmGone
 
 # A guest is asked for statistics this many times an interval, so that each round has new ones.
@@ -32,11 +37,14 @@ class Track:
     need: int | None = None
     # Rounds since there were new statistics, or None before the first.
     age: int | None = None
+    # Which statistics were the latest when memory was taken last.
+    taken_at: int | None = None
     # Rounds in which the guest gave nothing of what it was asked for.
     still: int = 0
     rests: int = 0
     # How often the guest is asked for statistics, in seconds.
     polling: int | None = None
+    watch: Watch = dataclasses.field(default_factory=Watch)
 
 
 class Controller:
@@ -45,12 +53,15 @@ class Controller:
     def __init__(
         self,
         sources: Sources,
-        budget: int,
+        budget: int | None,
         rules: policy.Rules,
         floors: dict[str, int],
         interval: float,
         say: Callable[[str], None],
         dry_run: bool = False,
+        weights: dict[str, int] | None = None,
+        host: Callable[[int], int] | None = None,
+        state: pathlib.Path | None = None,
     ):
         self.sources = sources
         self.budget = budget
@@ -59,26 +70,75 @@ class Controller:
         self.interval = interval
         self.say = say
         self.dry_run = dry_run
+        self.weights = weights or {}
+        # The budget that the host's own state allows, by what the VMs hold.
+        self.host = host
+        self.state = state
         self.tracks: dict[str, Track] = {}
         self.problems: dict[str, str] = {}
         # VMs that never said how much memory they have.
         self.unknown: set[str] = set()
         # Where polling was set here, and to what: also of VMs that are gone, which may come back.
-        self.ours: dict[str, int] = {}
+        self.ours: dict[str, int] = self.remembered()
+        # VMs of which only free memory is known, which was said.
+        self.only_free: set[str] = set()
+        # What is asked of VMs that have not answered yet. Nobody else waits for them.
+        self.pending: dict[str, asyncio.Task] = {}
+        self.found: dict[str, Machine] = {}
+        self.found_problem: VmError | None = None
         # VMs with a floor that were never there.
         self.awaited: set[str] | None = None
         # For so many rounds the budget was not enough.
         self.missing = 0
         self.told = False
 
+    def remembered(self) -> dict[str, int]:
+        """Polling intervals that one before this set, and could not put back."""
+        if self.state is None:
+            return {}
+        try:
+            found = json.loads(self.state.read_text(encoding="utf-8"))["polling"]
+            return {str(name): int(seconds) for name, seconds in found.items()}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.say(f"{self.state}: not read: {error}")
+            return {}
+
+    def remember(self) -> None:
+        """For one after this, which may have been killed."""
+        if self.state is None:
+            return
+        try:
+            if self.ours:
+                replace_file(self.state, json.dumps({"polling": self.ours}) + "\n", 0o600)
+            else:
+                self.state.unlink(missing_ok=True)
+            self.problem("state", None)
+        except OSError as error:
+            self.problem("state", f"{self.state}: {error.strerror}")
+
+    @contextlib.contextmanager
+    def named_problem(self, name: str):
+        """What goes wrong in here is said once, and nothing ends for it."""
+        try:
+            yield
+        except MetricsError as error:
+            self.problem(name, str(error))
+        else:
+            self.problem(name, None)
+
     async def round(self) -> dict:
         """Look, decide, act; a report."""
         await self.look()
         vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
-        decision = policy.decide(self.budget, vms, self.rules, give_out=not self.unknown)
+        budget = self.budget_for(vms)
+        decision = policy.decide(budget, vms, self.rules, give_out=not self.unknown)
         self.tell_missing(decision.missing, [vm.name for vm in vms if vm.need is None])
         if not self.dry_run:
-            await all_of(self.apply(name, size) for name, size in decision.targets.items())
+            await self.all_in_time(
+                self.apply, {n: s for n, s in decision.targets.items() if n not in self.pending}
+            )
         for vm in vms:
             if (size := decision.targets.get(vm.name)) is not None:
                 self.say(
@@ -87,7 +147,7 @@ class Controller:
                     f" fair {show_size(decision.fair[vm.name])})"
                 )
         return {
-            "budget": self.budget,
+            "budget": budget,
             "total": sum(vm.actual for vm in vms),
             "unknown": len(self.unknown),
             "missing": decision.missing,
@@ -102,6 +162,20 @@ class Controller:
                 for vm in vms
             ],
         }
+
+    def budget_for(self, vms: list[policy.Vm]) -> int:
+        """What was said, or less if the host is short of memory."""
+        held = sum(vm.hold for vm in vms)
+        budgets = [] if self.budget is None else [self.budget]
+        if self.host:
+            try:
+                budgets.append(self.host(held))
+            except HostUnknown as error:
+                self.problem("host", str(error))
+                budgets.append(held)
+            else:
+                self.problem("host", None)
+        return min(budgets)
 
     def tell_missing(self, missing: int, silent: list[str]) -> None:
         """Say when the budget is not enough; in the first rounds too little is known of the VMs."""
@@ -119,7 +193,7 @@ class Controller:
     async def look(self) -> None:
         """Read all VMs that there are; those that are gone are forgotten."""
         try:
-            found = await self.sources.find()
+            found = await self.find()
         except VmError as error:
             self.problem("", str(error))
             found = {name: track.vm for name, track in self.tracks.items()}
@@ -128,7 +202,54 @@ class Controller:
             for name in (set(self.tracks) | self.unknown) - set(found):
                 self.forget(name)
             self.await_those(set(self.floors) - set(found))
-        await all_of(self.look_at(name, vm) for name, vm in found.items())
+        await self.all_in_time(self.look_at, found)
+        for name in found:
+            if name in self.pending:
+                self.cannot_read(name, found[name], VmError("it has not answered yet"))
+
+    async def find(self) -> dict[str, Machine]:
+        """All VMs, if whoever knows of them answers in time."""
+        await self.all_in_time(self.find_them, {"": None})
+        if "" in self.pending:
+            raise VmError("where the VMs are looked for there is no answer yet")
+        if self.found_problem:
+            raise self.found_problem
+        return dict(self.found)
+
+    async def find_them(self, _name: str, _none: None) -> None:
+        """As a task that may last."""
+        try:
+            self.found = await self.sources.find()
+        except VmError as error:
+            self.found_problem = error
+        else:
+            self.found_problem = None
+
+    async def all_in_time(self, function, arguments: dict) -> None:
+        """Do something for many VMs. Whoever takes longer than half an interval is not waited for,
+        and is not asked for anything else until that is done.
+        """
+        limit = asyncio.Semaphore(AT_ONCE)
+
+        async def limited(name, argument):
+            async with limit:
+                await function(name, argument)
+
+        for name, argument in arguments.items():
+            if name not in self.pending:
+                self.pending[name] = asyncio.ensure_future(limited(name, argument))
+        started = [self.pending[name] for name in arguments]
+        if not started:
+            return
+        try:
+            await asyncio.wait(started, timeout=self.interval / 2)
+        finally:
+            done = {name: task for name, task in self.pending.items() if task.done()}
+            for name in done:
+                del self.pending[name]
+        for task in done.values():
+            # What is unexpected is not to be lost.
+            task.result()
 
     def await_those(self, absent: set[str]) -> None:
         """A floor for a VM that is not there may be for one to come, or misspelt."""
@@ -161,7 +282,11 @@ class Controller:
             self.update(track, state)
         if state.target is not None:
             track.target = state.target
-        self.problem(name, await self.poll(name, track))
+        problem = await self.poll(name, track)
+        self.problem(name, problem)
+        if state.says_only_free and name not in self.only_free:
+            self.only_free.add(name)
+            self.say(f"{name}: its guest does not say what is available, only what is free")
 
     def cannot_read(self, name: str, vm: Machine, error: VmError) -> None:
         """It may well run, so its memory is not for others."""
@@ -193,6 +318,7 @@ class Controller:
             # more than this.
             has = max(before.actual, state.actual)
             track.need = None if state.available is None else max(0, has - state.available)
+            track.watch.look(state, state.maximum * self.rules.step // policy.PARTS)
         late = max(1, (track.polling or 0) / self.interval) * STALE
         if track.age is None or track.age > late:
             track.age = track.need = None
@@ -215,6 +341,7 @@ class Controller:
             if not track.polling:
                 track.polling = max(1, math.floor(self.interval / POLLS))
                 self.ours[name] = track.polling
+                self.remember()
                 await track.vm.set_polling(track.polling)
             elif track.polling != self.ours.get(name):
                 # Somebody else's.
@@ -229,8 +356,22 @@ class Controller:
         need = track.need if track.age is not None else None
         floor = self.floors.get(name)
         floor = None if floor is None else min(floor, state.maximum)
+        if track.watch.learnt:
+            least = state.maximum * self.rules.floor // policy.PARTS if floor is None else floor
+            floor = max(least, track.watch.learnt)
         return policy.Vm(
-            name, state.maximum, state.actual, track.target, need, floor, may_take=not track.rests
+            name,
+            state.maximum,
+            state.actual,
+            track.target,
+            need,
+            floor,
+            may_take=not track.rests,
+            weight=self.weights.get(name, 100),
+            thrashes=track.watch.thrashes and need is not None,
+            fresh=track.taken_at != state.updated
+            and (track.age or 0) <= STALE
+            and not track.watch.rises,
         )
 
     async def apply(self, name: str, size: int) -> None:
@@ -238,6 +379,8 @@ class Controller:
         track = self.tracks[name]
         # Interrupted it may be done all the same.
         before, track.target = track.target, size
+        if size < min(before, track.state.actual):
+            track.taken_at = track.state.updated
         try:
             await track.vm.set_target(size)
         except VmError as error:
@@ -261,7 +404,12 @@ class Controller:
 
     async def end(self) -> None:
         """Leave the VMs with what they have: no request stays open, polling is as it was."""
+        for task in self.pending.values():
+            task.cancel()
+        await asyncio.gather(*self.pending.values(), return_exceptions=True)
+        self.pending.clear()
         await all_of(self.release(track) for track in self.tracks.values() if not track.assumed)
+        self.remember()
 
     async def release(self, track: Track) -> None:
         """Leave one VM; it may be gone."""
@@ -273,6 +421,7 @@ class Controller:
                     await track.vm.set_target(state.actual)
             if track.vm.name in self.ours:
                 await track.vm.set_polling(0)
+                self.ours.pop(track.vm.name, None)
         except VmError as error:
             self.problem(track.vm.name, str(error))
 

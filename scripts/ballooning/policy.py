@@ -6,9 +6,9 @@ says what is, and decide() answers with the targets that are to change. After oV
 
 What a guest needs is what it has less what is available in it. Its *least* is that and a margin, or
 its floor. If the least of all is within the budget, a guest's *fair share* is its least and a part
-of what lies between that and all of its memory: the same part for every guest, so that the shares
-add up to the budget. Otherwise no guest gets more than its least, and what the budget has left is
-given in proportion to what they lack.
+of what lies between that and all of its memory: the same part for every guest, times its weight,
+so that the shares add up to the budget. Otherwise no guest gets more than its least, and what the
+budget has left is given in proportion to what they lack, times their weights.
 
 Memory is only taken when somebody wants it: the host, while more than the budget is in use, or a
 guest that has less than its least, or far less than its fair share. It is taken from those furthest
@@ -16,6 +16,9 @@ above their fair share; never below that, no more than a step in a round, and ne
 which nothing is known or that gives nothing: that keeps what it has. It is given out of what the
 budget has left now, not of what has been asked back, so that the guests together never get beyond
 the budget.
+
+A guest that *thrashes* (it reads again and again what it had to drop, whatever it says is
+available) gives nothing, and its least is a step more than it has.
 """
 
 import dataclasses
@@ -61,6 +64,13 @@ class Vm:
     floor: int | None = None
     # Whether there is any use in asking for memory back.
     may_take: bool = True
+    # Its part of what is shared out, by that of others.
+    weight: int = 100
+    # It reads what it had to drop: by what it says is available it could spare more than it can.
+    thrashes: bool = False
+    # Whether its need was seen since memory was taken last, and not long ago. If not, no more is
+    # taken: it may be in use by now.
+    fresh: bool = True
 
     @property
     def hold(self) -> int:
@@ -94,6 +104,8 @@ def least_of(vm: Vm, rules: Rules) -> int:
     if vm.need is None:
         return vm.hold
     kept = 0 if vm.may_take else vm.hold
+    if vm.thrashes:
+        kept = min(vm.maximum, vm.actual + up(vm.maximum * rules.step // PARTS))
     margin = max(vm.need * rules.margin // PARTS, min(rules.margin_least, vm.maximum // 6))
     floor = vm.maximum * rules.floor // PARTS if vm.floor is None else vm.floor
     return max(kept, min(vm.maximum, up(max(vm.need + margin, floor))))
@@ -110,10 +122,22 @@ def fair_shares(budget: int, vms: Sequence[Vm], least: dict[str, int]) -> dict[s
         base, bound = {vm.name: min(least[vm.name], vm.hold) for vm in vms}, least
     spare = max(0, budget - sum(base.values()))
     between = {name: max(0, bound[name] - base[name]) for name in base}
-    total = sum(between.values())
-    if spare >= total:
-        return {name: base[name] + between[name] for name in base}
-    return {name: base[name] + down(between[name] * spare // total) for name in base}
+    parts = share_out(spare, between, {vm.name: vm.weight for vm in vms})
+    return {name: base[name] + parts[name] for name in base}
+
+
+def share_out(spare: int, wanted: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
+    """The same part of what each wants, times its weight; nobody gets more than it wants."""
+    given: dict[str, int] = {}
+    while True:
+        left = [name for name in wanted if name not in given]
+        total = sum(wanted[name] * weights[name] for name in left)
+        room = spare - sum(given.values())
+        full = [name for name in left if weights[name] * room >= total]
+        if not full:
+            parts = {name: down(wanted[name] * weights[name] * room // total) for name in left}
+            return given | parts
+        given |= {name: wanted[name] for name in full}
 
 
 def decide(
@@ -166,7 +190,7 @@ def distant_goal(vm: Vm, rules: Rules, fair: int) -> int:
 
 def take(vms, rules, fair, planned, short, all_wanted) -> None:
     """Lower targets until what is wanted will be there; for small change only if it is `short`."""
-    candidates = [vm for vm in vms if planned[vm.name] > fair[vm.name]]
+    candidates = [vm for vm in vms if vm.fresh and planned[vm.name] > fair[vm.name]]
     candidates.sort(key=lambda vm: (planned[vm.name] - fair[vm.name]) / vm.maximum, reverse=True)
     for vm in candidates:
         ignored = planned[vm.name] - fair[vm.name] <= vm.maximum * rules.ignore // PARTS

@@ -18,6 +18,10 @@ from qemu.qmp import ConnectError, ExecuteError, QMPClient, QMPError
 from tooling.sizes import KIB, PAGE
 
 TIMEOUT = 5
+# libvirt itself gives up after 30 s on a domain that somebody else is at work on, and says who.
+VIRSH_TIMEOUT = 35
+# Pages of guests that have large ones (arm64, ppc64): their balloons go by these.
+LARGE_PAGE = 64 * KIB
 # How often to try a socket at which others wait as well.
 RETRY_SECONDS = 0.05
 NOT_KNOWN = 2**64 - 1
@@ -79,15 +83,28 @@ class State:
     updated: int = 0
     # The guest's own statistics, by QEMU's names without "stat-".
     stats: dict[str, int] = dataclasses.field(default_factory=dict)
+    paused: bool = False
 
     @property
     def available(self) -> int | None:
-        """What the guest could use at once."""
-        return self.stats.get("available-memory")
+        """What the guest could use at once. Some do not say (older drivers for Windows, BSD, old
+        kernels): what is free is part of that, so it is no more than the guest can spare.
+        """
+        return self.stats.get("available-memory", self.stats.get("free-memory"))
+
+    @property
+    def says_only_free(self) -> bool:
+        """Its caches could be taken too, but nobody knows how much that is."""
+        return "available-memory" not in self.stats and "free-memory" in self.stats
 
     def reachable(self, size: int) -> int:
         """The size that the balloon ends at when asked for one: it consists of pages."""
         return self.maximum - (self.maximum - size) // PAGE * PAGE
+
+    def is_near(self, goal: int) -> bool:
+        """Within a large page, and it has a whole number of those in its balloon."""
+        in_balloon = self.maximum - self.actual
+        return abs(self.actual - goal) < LARGE_PAGE and in_balloon % LARGE_PAGE == 0
 
 
 class QmpVm:
@@ -190,14 +207,26 @@ class Session:
 
     async def read(self) -> State:
         """All of it. The memory first: that much is known if there is no balloon."""
-        memory = await self.client.execute("query-memory-size-summary")
-        self.maximum = maximum = memory["base-memory"] + memory.get("plugged-memory", 0)
+        self.maximum = maximum = await self.memory()
         answer = await self.get("guest-stats")
         actual = (await self.client.execute("query-balloon"))["actual"]
         stats = {k.removeprefix("stat-"): v for k, v in answer["stats"].items() if v != NOT_KNOWN}
         target = await self.target(maximum, actual)
         resident = resident_of(self.pid)
-        return State(maximum, actual, target, resident, answer["last-update"], stats)
+        # Also while a migration comes in, before the guest runs for the first time.
+        paused = not (await self.client.execute("query-status"))["running"]
+        return State(maximum, actual, target, resident, answer["last-update"], stats, paused)
+
+    async def memory(self) -> int:
+        """What a balloon counts from, as QEMU has it: what the machine begins with, and DIMMs. No
+        balloon reaches what virtio-mem or an NVDIMM has, which "plugged-memory" has in it.
+        """
+        base = (await self.client.execute("query-memory-size-summary"))["base-memory"]
+        try:
+            devices = await self.client.execute("query-memory-devices")
+        except ExecuteError:
+            return base
+        return base + sum(d["data"]["size"] for d in devices if d["type"] == "dimm")
 
     async def target(self, maximum: int, actual: int) -> int | None:
         """What the guest is asked to have, whoever asked.
@@ -272,9 +301,11 @@ def resident_of(pid: int) -> int | None:
     """Memory of the host that a process holds."""
     try:
         status = pathlib.Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-        return int(re.search(r"^VmRSS:\s+(\d+) kB", status, re.M)[1]) * KIB
-    except (OSError, TypeError):
+    except OSError:
         return None
+    # Huge pages (hugetlbfs, memfd) are not in what is called resident.
+    found = dict(re.findall(r"^(VmRSS|HugetlbPages):\s+(\d+) kB", status, re.M))
+    return sum(map(int, found.values())) * KIB if "VmRSS" in found else None
 
 
 class LibvirtVm:
@@ -291,21 +322,28 @@ class LibvirtVm:
     }
     COUNTS = {"major_fault": "major-faults", "minor_fault": "minor-faults"}
 
-    def __init__(self, name: str, uri: str, known: dict[str, int] | None = None):
+    def __init__(self, name: str, uri: str, uuid: str, known: dict[str, int] | None = None):
         self.name = name
         self.uri = uri
+        # What virsh is told: it takes a name that is a number for an ID, of another domain.
+        self.uuid = uuid
         self._known = known
 
     async def read(self) -> State:
         """What libvirt knows; at first, what the list of all domains said."""
         known, self._known = self._known, None
         if known is None:
-            found = await domain_stats(self.uri, self.name)
-            known = found.get(self.name, {})
+            known = (await domain_stats(self.uri, self.uuid)).get(self.name, {})
         if "current" not in known or "maximum" not in known:
+            domain = await self.definition()
+            model = domain.find("devices/memballoon")
+            memory = memory_of(domain)
+            if model is None or model.get("model") == "none":
+                raise NoBalloon("it has no balloon (<memballoon>)", memory)
             raise VmError(
-                "libvirt says nothing of a balloon (is it running? <memballoon>?)",
-                await self.memory(),
+                "libvirt says nothing of its balloon just now: it is at work on the domain"
+                " (virsh domjobinfo)",
+                memory,
             )
         stats = {ours: known[name] * KIB for name, ours in self.SIZES.items() if name in known}
         stats |= {ours: known[name] for name, ours in self.COUNTS.items() if name in known}
@@ -315,30 +353,34 @@ class LibvirtVm:
             resident=known["rss"] * KIB if "rss" in known else None,
             updated=known.get("last-update", 0),
             stats=stats,
+            paused=known.get("state", RUNNING) != RUNNING,
         )
 
-    async def memory(self) -> int | None:
-        """All of it, as the domain is defined; libvirt always writes KiB."""
-        domain = ElementTree.fromstring(await virsh(self.uri, "dumpxml", self.name))
-        memory = domain.findtext("memory")
-        return int(memory) * KIB if memory else None
+    async def definition(self) -> ElementTree.Element:
+        """The domain as it is now."""
+        return ElementTree.fromstring(await virsh(self.uri, "dumpxml", self.uuid))
 
     async def set_target(self, size: int) -> None:
         """Ask for a size; libvirt takes KiB."""
         kib = f"{-(-size // KIB)}KiB"
         # Else it might be done after what is asked for next.
-        await to_the_end(virsh(self.uri, "setmem", self.name, kib, "--live"))
+        await to_the_end(virsh(self.uri, "setmem", self.uuid, kib, "--live"))
 
     async def polling(self) -> int:
         """How often the guest is asked for its statistics, in seconds; 0: never."""
-        domain = ElementTree.fromstring(await virsh(self.uri, "dumpxml", self.name))
-        stats = domain.find("devices/memballoon/stats")
+        stats = (await self.definition()).find("devices/memballoon/stats")
         return int(stats.get("period", 0)) if stats is not None else 0
 
     async def set_polling(self, seconds: int) -> None:
         """Have the guest asked for its statistics so often."""
-        words = ("dommemstat", self.name, "--period", str(seconds), "--live")
+        words = ("dommemstat", self.uuid, "--period", str(seconds), "--live")
         await to_the_end(virsh(self.uri, *words))
+
+
+def memory_of(domain: ElementTree.Element) -> int | None:
+    """All of it, as the domain is defined; libvirt always writes KiB."""
+    memory = domain.findtext("memory")
+    return int(memory) * KIB if memory else None
 
 
 async def virsh(uri: str, *words: str) -> str:
@@ -359,28 +401,48 @@ async def virsh(uri: str, *words: str) -> str:
     except FileNotFoundError:
         raise VmError("there is no virsh here (Debian: libvirt-clients)") from None
     try:
-        async with asyncio.timeout(4 * TIMEOUT):
+        async with asyncio.timeout(VIRSH_TIMEOUT):
             output, problem = await process.communicate()
     except TimeoutError:
         process.kill()
-        raise VmError(f"virsh {words[0]}: no answer in {4 * TIMEOUT} s") from None
+        raise VmError(f"virsh {words[0]}: no answer in {VIRSH_TIMEOUT} s") from None
     if process.returncode:
         lines = [line.removeprefix("error: ") for line in problem.decode().splitlines() if line]
         raise VmError(f"virsh {words[0]}: {'; '.join(lines) or process.returncode}")
     return output.decode()
 
 
-async def domain_stats(uri: str, *names: str) -> dict[str, dict[str, int]]:
-    """Balloon statistics of these domains, or of all that have memory: paused ones too."""
-    words = ["--balloon", *names] if names else ["--balloon", "--list-active"]
+# libvirt's number for a domain that runs.
+RUNNING = 1
+
+
+async def domain_stats(uri: str, *domains: str) -> dict[str, dict[str, int]]:
+    """Balloon statistics of these domains, or of all that have memory: paused ones too.
+
+    Of a domain that is locked (a migration, a shutdown, a job) there are none, and nobody waits.
+    """
+    words = ["--state", "--balloon", "--nowait", *(domains or ["--list-active"])]
+    return parse_stats(await virsh(uri, "domstats", *words))
+
+
+def parse_stats(text: str) -> dict[str, dict[str, int]]:
+    """What virsh prints, by the names of domains."""
     found: dict[str, dict[str, int]] = {}
     domain = None
-    for line in (await virsh(uri, "domstats", *words)).splitlines():
+    for line in text.splitlines():
         if match := re.match(r"Domain: '(.*)'$", line):
             domain = found.setdefault(match[1], {})
-        elif (match := re.match(r"\s+balloon\.([\w-]+)=(\d+)$", line)) and domain is not None:
-            domain[match[1]] = int(match[2])
+        elif domain is not None and (
+            match := re.match(r"\s+(?:balloon\.([\w-]+)|state\.(state))=(\d+)$", line)
+        ):
+            domain[match[1] or match[2]] = int(match[3])
     return found
+
+
+async def domain_uuids(uri: str) -> dict[str, str]:
+    """Of all active domains, by name. A name may have blanks, and look like an ID or a UUID."""
+    lines = (await virsh(uri, "list", "--uuid", "--name")).splitlines()
+    return {name: uuid for uuid, _, name in (line.strip().partition(" ") for line in lines) if name}
 
 
 Machine = QmpVm | LibvirtVm
@@ -390,21 +452,47 @@ Machine = QmpVm | LibvirtVm
 class Sources:
     """Where the VMs are: given one by one, in a directory of sockets, in libvirt."""
 
-    sockets: dict[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    sockets: list[tuple[str, pathlib.Path]] = dataclasses.field(default_factory=list)
     directories: list[pathlib.Path] = dataclasses.field(default_factory=list)
     # libvirt's URI; "": its default.
     libvirt: str | None = None
 
     async def find(self) -> dict[str, Machine]:
-        """All that there are just now."""
+        """All that there are just now. Two of one name would be taken for one."""
         found: dict[str, Machine] = {}
-        if self.libvirt is not None:
-            for name, known in (await domain_stats(self.libvirt)).items():
-                found[name] = LibvirtVm(name, self.libvirt, known)
+        for vm in await self._all():
+            other = found.setdefault(vm.name, vm)
+            if other is not vm and not is_same(other, vm):
+                raise VmError(
+                    f"two VMs have the name {vm.name}: {place_of(other)} and {place_of(vm)}"
+                    " (name one of them otherwise, with --vm)"
+                )
+        return found
+
+    async def _all(self) -> list[Machine]:
+        found: list[Machine] = [QmpVm(name, path) for name, path in self.sockets]
         for directory in self.directories:
             try:
                 paths = sorted(path for path in directory.iterdir() if path.suffix == ".sock")
             except OSError as error:
                 raise VmError(f"{directory}: {error.strerror}") from None
-            found |= {path.stem: QmpVm(path.stem, path) for path in paths if path.is_socket()}
-        return found | {name: QmpVm(name, path) for name, path in self.sockets.items()}
+            found += [QmpVm(path.stem, path) for path in paths if path.is_socket()]
+        if self.libvirt is not None:
+            known = await domain_stats(self.libvirt)
+            for name, uuid in (await domain_uuids(self.libvirt)).items():
+                found.append(LibvirtVm(name, self.libvirt, uuid, known.get(name)))
+        return found
+
+
+def is_same(one: Machine, other: Machine) -> bool:
+    """Given twice."""
+    return (
+        isinstance(one, QmpVm)
+        and isinstance(other, QmpVm)
+        and os.path.realpath(one.path) == os.path.realpath(other.path)
+    )
+
+
+def place_of(vm: Machine) -> str:
+    """Where a VM was found."""
+    return str(vm.path) if isinstance(vm, QmpVm) else f"libvirt's domain {vm.uuid}"

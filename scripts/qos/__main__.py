@@ -440,7 +440,14 @@ def run_restore(args: argparse.Namespace, mapper: Mapper) -> int:
         number = moves.find_place(mapper, args.on).number if args.on else None
         for name in args.name or files.names_in(args.directory):
             try:
-                text = restore(args, mapper, name, number)
+                saved = files.read(args.directory, name)
+            except QosError as problem:
+                output.error(f"{name}: {problem}")
+                # It may be for another device than the one that has just come.
+                status = status if number else ERROR
+                continue
+            try:
+                text = restore(args, mapper, saved, number)
             except (QosError, MapperError, LimitsError) as problem:
                 output.error(f"{name}: {problem}")
                 status = ERROR
@@ -450,9 +457,9 @@ def run_restore(args: argparse.Namespace, mapper: Mapper) -> int:
     return status
 
 
-def restore(args, mapper: Mapper, name: str, number: str | None) -> str | None:
+def restore(args, mapper: Mapper, saved: files.Saved, number: str | None) -> str | None:
     """One of them, if it is for the device of this number; what was done."""
-    saved = files.read(args.directory, name)
+    name = saved.name
     try:
         place = moves.find_place(mapper, name if saved.how == "into" else saved.device)
     except QosError:

@@ -225,7 +225,8 @@ def test_noise_moves_nothing(count, budget, random):
         vms = after(vms, decision)
     # A guest gets more when it needs more than ever before, by what is worth a change. All others
     # have what they need, and far less than a hundred changes each are made.
-    assert sum(changes) <= count * PARTS // (50 * RULES.ignore)
+    # Each may have one more until all have settled.
+    assert sum(changes) <= count + count * PARTS // (50 * RULES.ignore)
 
 
 def test_a_guest_in_need_gets_what_the_others_do_not():
@@ -307,3 +308,12 @@ def test_those_who_have_most_beyond_their_share_give_first():
     for vm, off in zip(vms, (7, 50, -20, -30), strict=True):
         vm.actual = vm.target = fair[vm.name] + off * MIB
     assert set(decide(budget, vms).targets) == {"much"}
+
+
+@given(hosts())
+def test_of_a_guest_last_heard_of_long_ago_no_more_is_taken(host):
+    """What it was asked for stands, as far as it does not need it."""
+    budget, vms = host
+    old = [dataclasses.replace(vm, fresh=False) for vm in vms]
+    for before, now in zip(old, after(old, decide(budget, old)), strict=True):
+        assert now.target >= min(before.target, before.actual)

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: GPL-2.0
+"""`balloonctl auto` with guests that thrash, weights, a host that is short, and as a daemon."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from ballooning import __main__ as balloonctl
+from ballooning import figures
+from ballooning.policy import MIB, UNIT, Rules, Vm, decide, share_out
+from ballooning.pressure import CALM, Host, HostUnknown, Watch
+from ballooning.vms import State
+from hypothesis import given
+from hypothesis import strategies as st
+from test_automatic import GIB, FakeVm
+from test_automatic import Host as Lab
+from test_commands import SCRIPTS, FakeSources
+from tooling import metrics
+
+
+class Reader(FakeVm):
+    """A guest that reads a file all the time, of such a size: the cache counts as available."""
+
+    def __init__(self, name, file, counter="major-faults", **options):
+        super().__init__(name, **options)
+        self.file, self.counter, self.count = file, counter, 0
+
+    @property
+    def is_short(self):
+        """It reads from its disk what it has read before."""
+        return self.state.actual < self.uses + self.file
+
+    async def read(self):
+        if self.is_short:
+            self.count += 2000 * max(1, self.period)
+        state = await super().read()
+        if state.stats:
+            factor = 4096 if self.counter == "swap-in" else 1
+            state.stats = self.state.stats = {**state.stats, self.counter: self.count * factor}
+        return state
+
+
+@pytest.mark.parametrize("counter", ["major-faults", "swap-in", "alloc-stalls", None])
+def test_a_guest_that_thrashes_gets_what_it_needs(counter):
+    """At the cost of one that does not. With MemAvailable alone it would be left with its floor."""
+    reader = Reader("a", 500 * MIB, counter or "minor-faults", uses=100 * MIB)
+    other = FakeVm("b", uses=150 * MIB)
+    host = Lab(GIB, reader, other)
+    host.rounds(60)
+    short = 0
+    for _ in range(600):
+        host.rounds(1)
+        short += reader.is_short
+        assert reader.state.actual + other.state.actual <= GIB
+    if counter:
+        # It is tried, ever less often, whether it needs it still.
+        assert short <= 60
+        assert other.state.actual >= 150 * MIB + 80 * MIB
+    else:
+        assert short == 600
+
+
+def test_what_was_learnt_is_given_up_after_a_while():
+    """The guest may have ended what it did."""
+    reader = Reader("a", 500 * MIB, uses=100 * MIB)
+    other = FakeVm("b", uses=150 * MIB)
+    host = Lab(GIB, reader, other)
+    watch = host.rounds(2) and host.controller.tracks["a"].watch
+    for _ in range(60):
+        host.rounds(1)
+        if watch.learnt and not reader.is_short:
+            break
+    has = reader.state.actual
+    reader.file = 0
+    other.uses = 600 * MIB
+    host.rounds(CALM - 2)
+    assert reader.state.actual >= has * 9 // 10
+    host.rounds(100)
+    assert reader.state.actual < has * 3 // 4
+    assert other.state.actual >= other.uses + 80 * MIB
+
+
+def test_a_start_of_a_program_is_no_thrashing():
+    """One sample with many faults: nothing is taken just then, that is all."""
+    watch = Watch()
+
+    def look(at, faults):
+        state = State(GIB, GIB, updated=at, stats={"major-faults": faults})
+        watch.look(state, GIB // 20)
+        return watch.rises, watch.thrashes
+
+    assert look(5, 10**6) == (False, False)
+    assert look(10, 10**6 + 499) == (False, False)
+    assert look(15, 2 * 10**6) == (True, False)
+    assert look(20, 2 * 10**6) == (False, False)
+    assert look(25, 3 * 10**6) == (True, False)
+    assert look(30, 4 * 10**6) == (True, True)
+    # Booted anew.
+    assert look(35, 10) == (False, False)
+    assert watch.learnt == GIB
+
+
+SIZES = st.integers(0, 64).map(lambda units: units * 64 * MIB)
+
+
+@given(
+    st.lists(st.tuples(SIZES, st.integers(1, 10_000)), min_size=1, max_size=8),
+    st.integers(0, 256 * 64 * MIB),
+)
+def test_weights_share_out(guests, spare):
+    """No more than there is, nor than anybody wants; and all of it as far as they want it."""
+    wanted = {f"vm{n}": size for n, (size, _) in enumerate(guests)}
+    weights = {f"vm{n}": weight for n, (_, weight) in enumerate(guests)}
+    given_ = share_out(spare, wanted, weights)
+    assert all(0 <= given_[name] <= wanted[name] for name in wanted)
+    assert sum(given_.values()) <= max(spare, 0)
+    assert sum(given_.values()) >= min(spare, sum(wanted.values())) - UNIT * len(guests)
+    for one, size in wanted.items():
+        for other, same in wanted.items():
+            if size == same and weights[one] <= weights[other]:
+                assert given_[one] <= given_[other]
+
+
+def test_a_weight_is_a_larger_part_of_what_is_left_over():
+    """Four times as much, as far as the guest can use it."""
+    vms = [
+        Vm(name, 8 * GIB, 4 * GIB, 4 * GIB, GIB, weight=w) for name, w in (("a", 400), ("b", 100))
+    ]
+    decision = decide(8 * GIB, vms, Rules())
+    spare = {name: decision.fair[name] - decision.least[name] for name in "ab"}
+    assert abs(spare["a"] - 4 * spare["b"]) <= 8 * UNIT
+    assert sum(decision.fair.values()) <= 8 * GIB
+
+
+def proc(path, available, some):
+    """A host's /proc."""
+    (path / "pressure").mkdir(exist_ok=True)
+    (path / "meminfo").write_text(
+        f"MemTotal:       {64 * GIB // 1024} kB\nMemAvailable:   {available // 1024} kB\n"
+    )
+    (path / "pressure/memory").write_text(
+        f"some avg10={some} avg60=0.00 avg300=0.00 total=1\nfull avg10=0.00 total=0\n"
+    )
+
+
+def test_a_host_without_a_budget(tmp_path):
+    """Guests may have what leaves the host its reserve; less while its processes wait."""
+    proc(tmp_path, 10 * GIB, "0.00")
+    host = Host.read(tmp_path)
+    assert host == Host(64 * GIB, 10 * GIB, 0)
+    room = 10 * GIB - 64 * GIB // 10
+    assert abs(host.budget(50 * GIB, 1000, 1000) - (50 * GIB + room)) <= MIB
+    proc(tmp_path, 10 * GIB, "12.50")
+    assert host.read(tmp_path).budget(50 * GIB, 1000, 1000) < 50 * GIB - GIB
+    (tmp_path / "pressure/memory").unlink()
+    assert Host.read(tmp_path).waiting == 0
+    (tmp_path / "meminfo").unlink()
+    with pytest.raises(HostUnknown):
+        Host.read(tmp_path)
+
+
+def test_pressure_of_the_host_takes_memory():
+    """And a host that cannot be seen gives nothing away."""
+    a, b = FakeVm("a"), FakeVm("b")
+    lab = Lab(None, a, b)
+    lab.controller.host = lambda held: held - GIB // 20
+    assert lab.rounds(10)["total"] < 2 * GIB - GIB // 4
+
+    def unseen(held):
+        raise HostUnknown("not seen")
+
+    lab.controller.host = unseen
+    report = lab.rounds(5)
+    assert report["problems"] == {"host": "not seen"}
+
+
+def test_a_configuration_comes_before_the_command_line(tmp_path, monkeypatch, capsys):
+    """And what is wrong with it is an error of usage."""
+    path = tmp_path / "balloonctl.conf"
+    path.write_text("# all\nbudget 4G\nsockets /run/vms\nmin db=1G\nweight db=400\ndry-run\n")
+    args = balloonctl.parse_arguments(["auto", "--config", str(path), "--budget", "2G"])
+    assert (args.budget, args.min, args.weight) == (2 * GIB, [("db", GIB)], [("db", 400)])
+    assert args.dry_run
+    path.write_text("weight db=0\n")
+    with pytest.raises(SystemExit):
+        balloonctl.parse_arguments(["auto", "--config", str(path)])
+    assert "a weight is 1 to 10000" in capsys.readouterr().err
+
+
+def test_a_configuration_is_read_again(tmp_path, monkeypatch):
+    """What is wrong with it changes nothing."""
+    path = tmp_path / "conf"
+    path.write_text("budget 4G\nsockets /run/vms\n")
+    monkeypatch.setattr(balloonctl, "sources_of", lambda args: FakeSources())
+    args = balloonctl.parse_arguments(["auto", "--config", str(path)])
+    lab = Lab(GIB)
+    path.write_text("budget 3G\nsockets /run/vms\nweight a=5\ninterval 7\n")
+    args = balloonctl.reload(lab.controller, args)
+    wanted = (3 * GIB, {"a": 5}, 7)
+    controller = lab.controller
+    assert (controller.budget, controller.weights, controller.interval) == wanted
+    for text in ("budget 3X\nsockets /run/vms", "budget 1G\nsockets /run/vms\nmin a=2G", "x"):
+        path.write_text(text)
+        assert balloonctl.reload(controller, args) is args
+        assert (controller.budget, controller.weights, controller.interval) == wanted
+    assert len([line for line in lab.said if "is not taken" in line]) == 3
+
+
+def test_a_daemon_reloads_and_writes_metrics(tmp_path):
+    """With its signals; there are no VMs."""
+    parser = pytest.importorskip("prometheus_client.parser")
+    (tmp_path / "vms").mkdir()
+    path, figures_ = tmp_path / "conf", tmp_path / "a.prom"
+    path.write_text(f"budget 4G\nsockets {tmp_path}/vms\ninterval 0.1\nmetrics {figures_}\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ballooning", "auto", "--config", path, "--json"],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert json.loads(process.stdout.readline())["budget"] == 4 * GIB
+            path.write_text(path.read_text().replace("4G", "3G"))
+            process.send_signal(signal.SIGHUP)
+            while json.loads(process.stdout.readline())["budget"] != 3 * GIB:
+                pass
+            process.stdout.readline()
+            families = {
+                f.name: f for f in parser.text_string_to_metric_families(figures_.read_text())
+            }
+            assert families["ferrule_balloon_budget_bytes"].samples[0].value == 3 * GIB
+            process.terminate()
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert said == "== the configuration was read again\n"
+
+
+def test_polling_is_put_back_after_a_crash(tmp_path):
+    """By the next one, which finds what the last has left."""
+    path = tmp_path / "state"
+    a, b = FakeVm("a"), FakeVm("b")
+    b.period = 7
+
+    def lab():
+        return Lab(2 * GIB, a, b, state=path)
+
+    lab().rounds(2)
+    assert (a.period, json.loads(path.read_text())) == (2, {"polling": {"a": 2}})
+    second = lab()
+    second.rounds(2)
+    second.end()
+    assert (a.period, b.period) == (0, 7)
+    assert not path.exists()
+    for text in ("{", "[]", '{"polling": {"a": "x"}}'):
+        path.write_text(text)
+        broken = lab()
+        assert any("not read" in line for line in broken.said)
+        broken.rounds(1)
+
+
+def test_metrics_of_vms_are_what_the_parser_takes():
+    """Also of one that cannot be asked."""
+    parser = pytest.importorskip("prometheus_client.openmetrics.parser")
+    row = balloonctl.row_of("a", State(GIB, GIB, stats={"swap-in": 5, "available-memory": 7}))
+    families = figures.families_of([row, {"vm": "b", "error": "no"}])
+    found = {
+        (sample.name, sample.labels["vm"]): sample.value
+        for family in parser.text_string_to_metric_families(metrics.text_of(families))
+        for sample in family.samples
+    }
+    assert found["ferrule_balloon_up", "b"] == 0
+    assert found["ferrule_balloon_swap_in_bytes_total", "a"] == 5
+    assert found["ferrule_balloon_available_bytes", "a"] == 7
+    assert ("ferrule_balloon_target_bytes", "a") not in found
+
+
+def test_nothing_is_asked_of_a_thrashing_guest():
+    """Whatever others want."""
+    vms = [
+        Vm("a", GIB, GIB // 2, GIB // 2, 0, thrashes=True),
+        Vm("b", GIB, GIB // 2, GIB // 2, GIB // 2),
+    ]
+    assert decide(GIB, vms).targets.get("a", GIB) >= GIB // 2
