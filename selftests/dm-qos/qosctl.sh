@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: vm
-# Timeout: 900
+# Timeout: 1500
 #
 # scripts/qosctl: limits over a disk and into a device that is in use, and away again; what fails or
 # is killed in the middle; save and restore; a logical volume under LVM's own commands.

@@ -222,3 +222,35 @@ def test_auto(libvirt):
             process.kill()
     assert 180 <= libvirt.actual() <= 190
     assert "period" not in libvirt.virsh("dumpxml", "guest")
+
+
+def test_a_name_is_a_name(libvirt):
+    """A domain whose name is the ID of the other one: it is the one that is asked."""
+    where = ("--libvirt", URI)
+    libvirt.result("set", "guest", "max", *where)
+    number = libvirt.virsh("domid", "guest")
+    path = libvirt.directory / "number.xml"
+    path.write_text(
+        f"<domain type='qemu'><name>{number}</name><memory unit='MiB'>{MEMORY // 2}</memory>"
+        "<os><type arch='x86_64' machine='q35'>hvm</type></os>"
+        "<devices><memballoon model='virtio'/></devices></domain>"
+    )
+    libvirt.virsh("create", path)
+    try:
+        rows = libvirt.result("status", *where)
+        assert {row["vm"]: row["maximum"] for row in rows} == {
+            "guest": MEMORY * MIB,
+            number: MEMORY // 2 * MIB,
+        }
+        asked = libvirt.result("set", number, "100M", "--no-wait", *where)
+        assert (asked["vm"], asked["maximum"]) == (number, MEMORY // 2 * MIB)
+        # The other one would have given it at once.
+        Balloon.wait_for(lambda: libvirt.tool("status", *where).returncode == 0, 10, "status")
+        assert libvirt.actual() == MEMORY
+        # Paused, it is still there, and holds nobody up.
+        libvirt.virsh("suspend", "guest")
+        assert [row["paused"] for row in libvirt.result("status", *where)].count(True) == 1
+        libvirt.virsh("resume", "guest")
+    finally:
+        uuids = libvirt.virsh("list", "--uuid", "--name").splitlines()
+        libvirt.virsh("destroy", next(u.split()[0] for u in uuids if u.split()[1] == number))
