@@ -207,6 +207,33 @@ who_is_killed_in_the_middle_leaves_a_working_device() {
 	done
 }
 
+# The device below is suspended, so that I/O to it does not end.
+io_that_does_not_come_back_is_waited_for_only_so_long() {
+	local file reader
+	make_disk d memory_backed=1 && make_linear b d && make_linear l mapper/b || return
+	# What blkid reads is in the page cache as long as the device is open.
+	exec {file}</dev/mapper/l
+	blkid -p /dev/mapper/l
+	dmsetup suspend --noflush b
+	at_exit "dmsetup resume b"
+	dd if=/dev/mapper/l of=/dev/null bs=4k count=1 iflag=direct status=none &
+	reader=$!
+	sleep 2
+	check "it gives up" eval '! qosctl attach l --iops 9 --patience 2 2>/tmp/said'
+	check "it says so" grep "not done in 2 s" /tmp/said
+	check "as before" table_is l " linear "
+	check "not suspended" is_not_suspended l
+	check "nothing is loaded" nothing_is_loaded l
+	check "nothing is left" fails hidden l
+	check "it waits still" kill -0 "$reader"
+	dmsetup resume b
+	check "it ends" wait "$reader"
+	check "it works" works l
+	check "attach" qosctl attach l --iops 9
+	check "detach" qosctl detach l
+	exec {file}<&-
+}
+
 saved_limits_come_back_with_the_module() {
 	make_mounted && make_disk e memory_backed=1 || return
 	at_exit "rm -rf $SAVED"
@@ -322,6 +349,7 @@ run_cases \
 	goes_into_a_device_in_use_and_out \
 	what_fails_in_the_middle_is_undone \
 	who_is_killed_in_the_middle_leaves_a_working_device \
+	io_that_does_not_come_back_is_waited_for_only_so_long \
 	saved_limits_come_back_with_the_module \
 	lvm_takes_the_limits_away_and_nothing_else \
 	what_is_below_is_hidden_from_udev \

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 
 import pytest
 import vm
@@ -60,11 +61,12 @@ def started(*words):
 
 
 @contextlib.contextmanager
-def bare_qemu(path: pathlib.Path, *options):
-    """A QEMU that runs nothing."""
+def bare_qemu(path: pathlib.Path, *options, paused=True):
+    """A QEMU that runs nothing, or no more than its firmware."""
     command = ["qemu-system-x86_64", "-accel", "tcg", "-m", f"{MEMORY}M", "-display", "none"]
     command += ["-machine", "mem-merge=off"]
-    command += ["-nodefaults", "-S", "-qmp", f"unix:{path},server=on,wait=off", *options]
+    command += ["-nodefaults", *["-S"] * paused]
+    command += ["-qmp", f"unix:{path},server=on,wait=off", *options]
     with subprocess.Popen(command) as process:
         try:
             Balloon.wait_for(path.exists, 30, str(path))
@@ -226,10 +228,52 @@ def test_vms_without_balloon_or_guest(directory):
             "error: bare: it has no balloon device (-device virtio-balloon-pci)",
             1,
         )
-    with bare_qemu(path, "-device", "virtio-balloon-pci"):
-        text, code = refusal("set", "bare", "300M", "--patience", "1", "--vm", f"bare={path}")
-        assert code == 3
-        assert "it may have no balloon driver" in text
+    for paused, reason in ((False, "it may have no balloon driver"), (True, "the VM is paused")):
+        with bare_qemu(path, "-device", "virtio-balloon-pci", paused=paused):
+            text, code = refusal("set", "bare", "300M", "--patience", "1", "--vm", f"bare={path}")
+            assert code == 3
+            assert reason in text
+
+
+def test_memory_that_no_balloon_reaches(directory):
+    """QEMU counts a DIMM for the balloon, and neither an NVDIMM nor virtio-mem."""
+    path = directory / "bare.socket"
+    options = f"""-m {MEMORY}M,slots=2,maxmem=2G -machine q35,nvdimm=on -device virtio-balloon-pci
+        -object memory-backend-ram,id=a,size=128M -device pc-dimm,memdev=a
+        -object memory-backend-ram,id=b,size=128M -device nvdimm,memdev=b
+        -object memory-backend-ram,id=c,size=128M
+        -device virtio-mem-pci,memdev=c,requested-size=128M"""
+    with bare_qemu(path, *options.split()):
+        row = result("status", "--vm", f"bare={path}")[0]
+        assert row["maximum"] == row["actual"] == (MEMORY + 128) * MIB
+        done = result("set", "bare", "max", "--vm", f"bare={path}")
+        assert done["reached"]
+
+
+def test_a_qemu_that_hangs_holds_nobody_up(directory):
+    """Stopped, it accepts connections and says nothing. Rounds keep their interval."""
+    paths = {name: directory / f"{name}.socket" for name in ("hangs", "runs")}
+    words = [word for name, path in paths.items() for word in ("--vm", f"{name}={path}")]
+    device = ("-device", "virtio-balloon-pci")
+    command = ("auto", "--budget", "2G", "--interval", "1", "--json", *words)
+    with (
+        bare_qemu(paths["hangs"], *device) as hangs,
+        bare_qemu(paths["runs"], *device),
+        started(*command) as process,
+    ):
+        auto = Auto(process)
+        auto.report()
+        hangs.send_signal(signal.SIGSTOP)
+        report = auto.until(lambda report: "hangs" in report["problems"])
+        begun = time.monotonic()
+        for _ in range(8):
+            report = auto.report()
+        assert time.monotonic() - begun < 10
+        assert set(report["vms"]) == {"hangs", "runs"}
+        hangs.send_signal(signal.SIGCONT)
+        auto.until(lambda report: not report["problems"])
+        process.terminate()
+        assert process.wait(60) == 0
 
 
 def test_status_shows_what_is(guests, directory):
