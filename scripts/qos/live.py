@@ -172,9 +172,12 @@ def row_of(rates: Rates) -> dict:
 def limits_reached(limits: Limits, rates: Rates) -> list[str]:
     """Of its own limits, those that it is at."""
     keys = ("iops", "read_iops", "write_iops", "bps", "read_bps", "write_bps")
-    return [
-        key for key in keys if limits.number(key) and rates.value(key) >= NEAR * limits.number(key)
-    ]
+    used = {key: rates.value(key) / limits.number(key) for key in keys if limits.number(key)}
+    reached = [key for key, part in used.items() if part >= NEAR]
+    if reached or not rates.iops or "group" in limits.values or limits.number("io_size"):
+        return reached
+    # Nothing else could hold it: in a short time less may pass than the limit.
+    return sorted(used, key=used.get)[-1:]
 
 
 def why(rates: Rates, members: list[Rates]) -> str:

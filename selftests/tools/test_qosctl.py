@@ -510,7 +510,8 @@ HELD = {"read_held": 3}
             "depth of group g: 8 of 8 I/Os are below, where one takes 90.0 ms",
         ),
         (sample(at=1, in_flight=8, status=HELD, iops="500"), "the disk hangs"),
-        (sample(at=1, status={"read_ios": 5, **HELD}, iops="500"), "cannot be told"),
+        (sample(at=1, status={"read_ios": 44, **HELD}, iops="50", bps="1G"), "own limit: iops 50 "),
+        (sample(at=1, status={"read_ios": 5, **HELD}, iops="500", group="g"), "cannot be told"),
     ],
 )
 def test_why(last, reason):
