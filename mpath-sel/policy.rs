@@ -6,4 +6,5 @@
 
 use super::cell;
 
+pub(crate) mod latency;
 pub(crate) mod rotation;

@@ -16,7 +16,7 @@ mod kunit {
     fn schedule(weights: &[u32]) -> Result<KVec<u16>> {
         let mut jobs = KVec::from_elem(Job::default(), weights.len(), GFP_KERNEL)?;
         let mut order = KVec::from_elem(0, share_out(weights, &mut jobs), GFP_KERNEL)?;
-        make_schedule(&mut order, &mut jobs);
+        make_schedule(&mut order, &mut jobs, Effort::Search);
         Ok(order)
     }
 

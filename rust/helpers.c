@@ -16,6 +16,10 @@
 #include "helpers/device_mapper.c"
 #endif
 
+#ifdef FERRULE_FEATURE_path_selector
+#include "helpers/path_selector.c"
+#endif
+
 #ifdef FERRULE_FEATURE_virtio
 #include "helpers/virtio.c"
 #endif

@@ -20,6 +20,7 @@
 //! | `mod_delayed_work` | [`OwnedWork::enqueue`] |
 //! | `queue_delayed_work` | [`OwnedWork::enqueue_after`] |
 //! | `disable_delayed_work_sync` | [`OwnedWork::disable`], drop |
+//! | `cancel_delayed_work_sync` | [`OwnedWork::data_mut`] |
 //!
 //! What differs from C: the data cannot be freed under the work, because dropping it waits.
 //!
@@ -171,6 +172,16 @@ impl<T: Run> OwnedWork<T> {
         unsafe { bindings::disable_delayed_work_sync(self.work.get()) };
     }
 
+    /// The data, exclusively. Cancels the work first, and waits until it has ended. Process context,
+    /// not from the work itself.
+    pub fn data_mut(self: Pin<&mut Self>) -> Pin<&mut T> {
+        // SAFETY: `work` is initialised by the type invariants. Only through a shared reference could
+        // it be enqueued again, and there is none until the one that is returned has ended: that of
+        // the work itself ends with it, before this returns.
+        unsafe { bindings::cancel_delayed_work_sync(self.work.get()) };
+        self.project().data
+    }
+
     /// # Safety
     ///
     /// Only to be called by a workqueue, with the `work` field of an `OwnedWork<T>`.
@@ -319,6 +330,22 @@ mod tests {
         assert_eq!(runs.load(Relaxed), 1);
         fsleep(Delta::from_millis(50));
         assert_eq!(runs.load(Relaxed), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn exclusive_data_is_no_running_works() -> Result {
+        let (mut work, runs) = counted(i32::MAX)?;
+        work.enqueue(system());
+        fsleep(Delta::from_millis(2));
+        let data = work.as_mut().data_mut();
+        let ran = data.runs.load(Relaxed);
+        fsleep(Delta::from_millis(20));
+        assert_eq!(runs.load(Relaxed), ran);
+        // It can be enqueued again.
+        work.enqueue(system());
+        fsleep(Delta::from_millis(20));
+        assert!(runs.load(Relaxed) > ran);
         Ok(())
     }
 

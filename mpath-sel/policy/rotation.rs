@@ -153,11 +153,44 @@ impl Spread {
     }
 }
 
-/// Makes the schedule. `order` must have the length that [`share_out`] returned for `jobs`.
+/// Gives each path so many slots, instead of what [`share_out`] would.
+pub(crate) fn set_slots(jobs: &mut [Job], slots: impl Iterator<Item = u32>) {
+    for (job, slots) in jobs.iter_mut().zip(slots) {
+        *job = Job {
+            slots,
+            ..Job::default()
+        };
+    }
+}
+
+/// Gives each path `factor` times the slots.
+pub(crate) fn multiply_slots(jobs: &mut [Job], factor: u32) {
+    for job in jobs {
+        job.slots *= factor;
+    }
+}
+
+impl Job {
+    /// How many slots the path has.
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots
+    }
+}
+
+/// How much time a schedule is worth.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Effort {
+    /// It stays for long: a better one is looked for.
+    Search,
+    /// It is soon replaced by another.
+    Once,
+}
+
+/// Makes the schedule. `order` must be as long as `jobs` have slots in all.
 ///
 /// Returns how far a window may be off, by its bound: that many turns divided by all slots. It is
 /// at most as many as there are slots (1 I/O) if that is known to be possible.
-pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) -> u32 {
+pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job], effort: Effort) -> u32 {
     let (whole, paths) = (order.len() as u32, jobs.len() as u32);
     if jobs.iter().all(|job| job.slots <= 1) {
         // One turn each.
@@ -176,9 +209,9 @@ pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job]) -> u32 {
     let mut best = (2 * half, Spread::Alike);
     let mut too_small = whole - 1;
     let mut range = whole;
-    let mut budget = match jobs.len() <= MAX_EAGER {
-        true => SEARCH / paths + 3 * whole,
-        false => 0,
+    let mut budget = match effort {
+        Effort::Search if jobs.len() <= MAX_EAGER => SEARCH / paths + 3 * whole,
+        _ => 0,
     };
 
     while budget > 0 && best.0.saturating_sub(too_small) > (whole / 64).max(1) {

@@ -48,6 +48,16 @@
 //! that `select_path` shares with `fail_path` has to disable interrupts, and nothing but
 //! `create`, `add_path` and drop may allocate with `GFP_KERNEL`.
 //!
+//! # Start times
+//!
+//! Bio-based multipath takes the time when it submits a bio, if [`PathSelector::USE_HR_TIMER`] asks
+//! for it; without it, what it passes counts from another beginning than `ktime_get_ns()`, in ticks, and is
+//! of no use. Request-based multipath passes when the path's driver started the request. But that is
+//! known only while somebody wants it of the path's queue (writeback throttling, kyber, bfq); else it passes
+//! 0, and so it does for a request that never was started. So when [`PathSelector::end_io`]
+//! cannot be told, the adapter asks the path's queue for it (`blk_stat_enable_accounting()`), until the
+//! selector is dropped.
+//!
 //! # Example
 //!
 //! The first path that works takes all I/O. (This file's tests run the same, with an argument.)
@@ -120,7 +130,12 @@ use kernel::{
         to_result,
         VTABLE_DEFAULT_ERROR, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    types::Opaque, //
 };
 
 /// A path selector: one value decides for one priority group.
@@ -148,6 +163,15 @@ pub trait PathSelector: Sized + Send + Sync + 'static {
     /// Whether [`Self::end_io`] is to be given start times of high resolution with bio-based
     /// multipath too (request-based multipath has them always). Maps to `DM_PS_USE_HR_TIMER`.
     const USE_HR_TIMER: bool = false;
+
+    /// What this group needs, where that is not the same for all: asked for after each
+    /// [`Self::add_path`]. By default, all that is implemented.
+    fn needs(&self) -> Needs {
+        Needs {
+            info_args: Self::INFO_ARGS,
+            io: true,
+        }
+    }
 
     /// Makes the selector of a priority group that has no path yet.
     ///
@@ -187,11 +211,21 @@ pub trait PathSelector: Sized + Send + Sync + 'static {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// An I/O of `nr_bytes` bytes has ended (optional). `start_time_ns` is when it started, on
-    /// the clock of `ktime_get_ns()`.
-    fn end_io(&self, _path: &Path<Self>, _nr_bytes: usize, _start_time_ns: u64) {
+    /// An I/O of `nr_bytes` bytes has ended (optional), well or not. `start_time_ns` is when it
+    /// started, on the clock of `ktime_get_ns()`, if that is [known](self#start-times).
+    fn end_io(&self, _path: &Path<Self>, _nr_bytes: usize, _start_time_ns: Option<u64>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
+}
+
+/// What one priority group needs of what its selector implements.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// As [`PathSelector::INFO_ARGS`], for this group.
+    pub info_args: u32,
+    /// Whether [`PathSelector::start_io`] and [`PathSelector::end_io`] are called. If not, an I/O costs
+    /// what it would if there were none, and start times are not taken for their sake.
+    pub io: bool,
 }
 
 /// Why a path was refused: an error, and its text for the kernel log.
@@ -228,9 +262,12 @@ pub enum Report {
 ///
 /// - `raw` is the C path with which this one was added, and is valid as long as this one exists.
 /// - `index` is its place among the paths of its selector.
+/// - The C path's device is open as long as this one exists.
 pub struct Path<T: PathSelector> {
     raw: NonNull<bindings::dm_path>,
     index: usize,
+    /// Its queue was asked to take start times.
+    is_timed: Atomic<bool>,
     data: T::Path,
 }
 
@@ -243,6 +280,26 @@ impl<T: PathSelector> Path<T> {
     /// Its place among the paths of its priority group: 0 for the first one of the table.
     pub fn index(&self) -> usize {
         self.index
+    }
+}
+
+impl<T: PathSelector> Path<T> {
+    /// Asks the path's queue to take the time when a request starts. Any context.
+    #[cold]
+    fn time_requests(&self) {
+        if !self.is_timed.xchg(true, Relaxed) {
+            // SAFETY: By the type invariants the path is valid and its device open.
+            unsafe { bindings::ferrule_path_time_requests(self.raw.as_ptr(), true) };
+        }
+    }
+}
+
+impl<T: PathSelector> Drop for Path<T> {
+    fn drop(&mut self) {
+        if self.is_timed.load(Relaxed) {
+            // SAFETY: By the type invariants the path is valid and its device open. It was asked to.
+            unsafe { bindings::ferrule_path_time_requests(self.raw.as_ptr(), false) };
+        }
     }
 }
 
@@ -288,10 +345,19 @@ impl<'a, T: PathSelector> Paths<'a, T> {
 }
 
 /// What `ps->context` points to. Fields are dropped in this order: the selector before its paths.
+///
+/// # Invariants
+///
+/// `registered` is null, or the type as which the selector was registered, in whose place `ps->type`
+/// points to `own`.
 #[pin_data]
 struct Instance<T: PathSelector> {
     #[pin]
     selector: T,
+    /// The registered type without what this group does not need. Read by `dm-multipath`.
+    #[pin]
+    own: Opaque<bindings::path_selector_type>,
+    registered: *mut bindings::path_selector_type,
     /// Each in an allocation of its own, as `path->pscontext` points to it.
     paths: KVec<KBox<Path<T>>>,
 }
@@ -346,6 +412,8 @@ impl<T: PathSelector> Adapter<T> {
             let instance = KBox::try_pin_init(
                 try_pin_init!(Instance::<T> {
                     selector <- T::create(args),
+                    own: Opaque::uninit(),
+                    registered: core::ptr::null_mut(),
                     paths: KVec::new(),
                 }? Error),
                 GFP_KERNEL,
@@ -366,7 +434,13 @@ impl<T: PathSelector> Adapter<T> {
     unsafe extern "C" fn destroy(ps: *mut bindings::path_selector) {
         // SAFETY: `create` made this pointer with `KBox::into_raw`, and this is the only place that
         // takes it back. Nobody else uses the instance any more, and it is dropped in place.
-        drop(unsafe { Pin::new_unchecked(KBox::from_raw((*ps).context.cast::<Instance<T>>())) });
+        let instance =
+            unsafe { Pin::new_unchecked(KBox::from_raw((*ps).context.cast::<Instance<T>>())) };
+        if !instance.registered.is_null() {
+            // SAFETY: `ps` is valid. `dm-multipath` still puts the type, which ours is not.
+            unsafe { (*ps).type_ = instance.registered };
+        }
+        drop(instance);
         // SAFETY: `ps` is valid.
         unsafe { (*ps).context = core::ptr::null_mut() };
     }
@@ -392,14 +466,14 @@ impl<T: PathSelector> Adapter<T> {
         let instance = instance.project();
         // SAFETY: By this function's requirements; the strings outlive this call.
         let args = unsafe { Args::from_raw(argc.max(0) as c_uint, argv, Self::context("path: ")) };
-        let paths = instance.paths;
+        let (mut selector, paths) = (instance.selector, instance.paths);
 
         // All room first: what the selector has accepted must be added.
         let added = paths
             .reserve(1, GFP_KERNEL)
             .and_then(|()| KBox::<Path<T>>::new_uninit(GFP_KERNEL))
             .map_err(no_memory)
-            .and_then(|room| Ok((room, instance.selector.add_path(args)?)));
+            .and_then(|room| Ok((room, selector.as_mut().add_path(args)?)));
 
         match added {
             Ok((room, data)) => {
@@ -408,6 +482,7 @@ impl<T: PathSelector> Adapter<T> {
                     // SAFETY: `path` is valid, so not null.
                     raw: unsafe { NonNull::new_unchecked(path) },
                     index: paths.len(),
+                    is_timed: Atomic::new(false),
                     data,
                 });
 
@@ -415,6 +490,10 @@ impl<T: PathSelector> Adapter<T> {
                 unsafe { (*path).pscontext = core::ptr::from_ref(&*added).cast_mut().cast() };
                 // There is room: see above.
                 let _ = paths.push_within_capacity(added);
+
+                let needs = selector.needs();
+                // SAFETY: `ps` is valid, and nothing else runs on it.
+                unsafe { Self::fit_type(ps, instance.own, instance.registered, needs) };
                 0
             }
             Err(refusal) => {
@@ -423,6 +502,45 @@ impl<T: PathSelector> Adapter<T> {
                 refusal.error.to_errno()
             }
         }
+    }
+
+    /// Has `ps->type` say what the group needs. C looks there at each I/O for what to call, and
+    /// at each status for the number of words.
+    ///
+    /// # Safety
+    ///
+    /// `ps` must be valid and nothing else run on it; `own` and `registered` are its instance's.
+    unsafe fn fit_type(
+        ps: *mut bindings::path_selector,
+        own: Pin<&mut Opaque<bindings::path_selector_type>>,
+        registered: &mut *mut bindings::path_selector_type,
+        needs: Needs,
+    ) {
+        let all = Needs {
+            info_args: T::INFO_ARGS,
+            io: true,
+        };
+        // SAFETY: `ps` is valid.
+        let current = unsafe { (*ps).type_ };
+        if registered.is_null() {
+            if needs == all || current.is_null() {
+                return;
+            }
+            // INVARIANT: Below, `own` takes its place.
+            *registered = current;
+        }
+        // SAFETY: It is a registered type, which stays as long as this module, which the group holds.
+        let mut fitting = unsafe { **registered };
+        fitting.info_args = needs.info_args;
+        if !needs.io {
+            fitting.features &= !bindings::DM_PS_USE_HR_TIMER;
+            fitting.start_io = None;
+            fitting.end_io = None;
+        }
+        // SAFETY: `own` is valid for writes, and by the safety requirements nobody reads it now.
+        unsafe { own.get().write(fitting) };
+        // SAFETY: `ps` is valid. `own` is pinned in the instance, and `destroy` puts back what was there.
+        unsafe { (*ps).type_ = own.get() };
     }
 
     /// # Safety
@@ -524,11 +642,12 @@ impl<T: PathSelector> Adapter<T> {
         start_time: u64,
     ) -> c_int {
         // SAFETY: By this function's requirements; the references do not outlive this call.
-        unsafe {
-            Self::instance(ps)
-                .selector
-                .end_io(Self::path(path), nr_bytes, start_time)
-        };
+        let (selector, path) = unsafe { (&Self::instance(ps).selector, Self::path(path)) };
+        let start_time = (start_time != 0).then_some(start_time);
+        if start_time.is_none() {
+            path.time_requests();
+        }
+        selector.end_io(path, nr_bytes, start_time);
         0
     }
 

@@ -9,4 +9,5 @@ mod dm_qos_loom;
 mod keys;
 mod mclock;
 mod mpath_sel;
+mod mpath_sel_latency;
 mod mpath_sel_loom;

@@ -4,11 +4,11 @@
 
 #[path = "../../../mpath-sel/policy/rotation.rs"]
 #[allow(dead_code)]
-mod rotation;
+pub(crate) mod rotation;
 
 /// What `mpath-sel/cell.rs` is in the kernel.
 #[allow(dead_code)]
-mod cell {
+pub(crate) mod cell {
     use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     pub(crate) struct Cell(AtomicU32);
@@ -32,7 +32,7 @@ mod cell {
 mod testing {
     use super::{
         cell::Cell,
-        rotation::{make_hops, make_schedule, select, share_out, Job},
+        rotation::{make_hops, make_schedule, select, share_out, Effort, Job},
     };
     use std::cell::Cell as Own;
 
@@ -40,7 +40,7 @@ mod testing {
     pub(super) fn schedule_and_bound(weights: &[u32]) -> (Vec<u16>, u32) {
         let mut jobs = vec![Job::default(); weights.len()];
         let mut order = vec![0; share_out(weights, &mut jobs)];
-        let bound = make_schedule(&mut order, &mut jobs);
+        let bound = make_schedule(&mut order, &mut jobs, Effort::Search);
         (order, bound)
     }
 

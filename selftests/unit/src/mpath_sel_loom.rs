@@ -37,7 +37,7 @@ use loom::{
     },
     thread,
 };
-use rotation::{make_hops, make_schedule, select, share_out, Job};
+use rotation::{make_hops, make_schedule, select, share_out, Effort, Job};
 
 /// A CPU's copy of a `PerCpuU32`. It is changed by this CPU's tasks and interrupts only, so threads
 /// that share one stand for tasks that preempt each other at any point.
@@ -69,7 +69,7 @@ impl Group {
     fn new(weights: &[u32]) -> Self {
         let mut jobs = vec![Job::default(); weights.len()];
         let mut order = vec![0; share_out(weights, &mut jobs)];
-        make_schedule(&mut order, &mut jobs);
+        make_schedule(&mut order, &mut jobs, Effort::Search);
         let group = Group {
             hops: order.iter().map(|_| Cell::new(0)).collect(),
             order,
