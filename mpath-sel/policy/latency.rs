@@ -15,31 +15,38 @@
 //! path hardly moves it; and unlike the least, it is not lower with more paths whose times differ by
 //! chance only.
 //!
+//! A mean that is part of the reference is over the path's last 16 I/Os of the class at least, where there
+//! were so many, as the harmonic mean of a few is too low; unless those before were another path's, by a
+//! factor of 4.
+//!
 //! # What follows
 //!
 //! A path's weight is its own weight times 2 to the power of -`lowered` / 16. A path that is slow is
-//! lowered further, one that is not is raised again, in steps, until the ratios are alike or the path
-//! is up again or down at its *floor*. So a path that is slow in itself ends up with no more I/O than
-//! it takes to notice when it is fast again, and one that is slow because of the I/O that it gets ends up
-//! with so much that it is not.
+//! lowered further, one that is fast is raised, in steps, until it is neither, is up again, or is down at
+//! its *floor*. So a path that is slow in itself ends up with no more I/O than it takes to notice when
+//! it is fast again. One that is slow because of the I/O that it gets ends up with as much as it can take.
 //!
-//! - Slow is a ratio above 1.25 (1 + 2 / sqrt(n)), for n I/Os, and fast one below 1.125 (1 + 1 / sqrt(n)).
-//!   Times that differ by chance only, by as much as they are long, so lower nothing as a rule. In between
-//!   the path is left as it is.
-//! - A step is half an octave at first, twice the last one as long as the direction stays, but at most two
-//!   octaves, and half of the last one when the direction turns, but at least an eighth. So a
-//!   path goes down or up all the way within six decisions, and settles where it turns. (How long an I/O
-//!   takes on a path that is busy is nearly a step in its weight, at the weight that the path can just
-//!   take: steps in proportion to the ratio would swing around it without end.)
-//! - A decision takes 16 I/Os of the path, 2 if it has waited for two looks, 1 if for ten.
-//! - The floor is 8 I/Os per second, of the group's recent rate; at most an eighth of the path's own
-//!   weight. And a slot.
+//! - Slow is a ratio above 1.25 (1 + 2 / sqrt(n)), fast one below 1.125 (1 + 1 / sqrt(n)), for n I/Os.
+//!   Times that differ by chance, even by as much as they are long, lower hardly anything.
+//! - A decision takes 4 I/Os of the path, 2 after two looks, 1 after ten. To raise a path one is
+//!   enough that takes no longer than the reference.
+//! - Steps double, from a quarter of an octave to two octaves: up or down all the way takes six
+//!   looks. But a path that goes down steps halfway to where it was fast last, and one that goes up halfway
+//!   to where it was slow last, by an eighth of an octave at least, until it learns otherwise there.
+//!   (Between too little and too much I/O for a busy path there is hardly anything: a little more than it
+//!   can take, and a queue builds up until all I/O waits in it. Steps in proportion to the ratio
+//!   swing around that point without end; these close in on it.)
+//! - A slow path whose ratio has fallen by an eighth since the last decision is left as it is, since its
+//!   queue becomes shorter; a fast one whose ratio has risen by an eighth, likewise, but for one that
+//!   takes less than half of the reference.
+//! - The floor is 8 I/Os per second, of the group's rate; at most an eighth of the path's own weight. And a
+//!   slot.
 //! - A path that has ended nothing while its share of what the others have ended would be 16 I/Os is slow.
 
 use core::mem;
 
-/// How often to look, in milliseconds. Long enough for a busy path's mean to mean something; six of
-/// them are well within a second.
+/// How often to look, in milliseconds. A busy path's mean means something then; and six looks, all the
+/// way up or down, are well within a second.
 pub(crate) const PERIOD_MS: u32 = 100;
 /// After so many looks in a row in which no I/O has ended, there is no need to look until one does.
 pub(crate) const IDLE_LOOKS: u32 = 10;
@@ -50,8 +57,8 @@ pub(crate) const CLASSES: usize = 4;
 /// How long an I/O took, as part of a sum: in units of 64 ns, at most half a minute.
 const UNIT_NS_SHIFT: u32 = 6;
 const MAX_UNITS: u64 = (30 * 1_000_000_000) >> UNIT_NS_SHIFT;
-/// Above the time, the number of I/Os. A period's time has room for 9,000 CPUs that see the longest I/O
-/// end every 5 ms.
+/// Above the time, the number of I/Os. Between two looks there is room for 2,300 of the longest I/Os, and
+/// for 16 million in all.
 const COUNT_SHIFT: u32 = 40;
 
 /// How far weights are lowered is counted in 16ths of an octave.

@@ -1066,6 +1066,89 @@ mod tests {
         Ok(())
     }
 
+    /// Told of its I/Os if its first path has an argument.
+    struct Choosy(bool);
+
+    #[vtable]
+    impl PathSelector for Choosy {
+        type OwnerModule = NoModule;
+        type Path = ();
+
+        const NAME: &'static CStr = c"choosy";
+        const INFO_ARGS: u32 = 2;
+        const USE_HR_TIMER: bool = true;
+
+        fn create(_args: Args<'_>) -> impl PinInit<Self, Error> {
+            Ok(Choosy(false))
+        }
+
+        fn needs(&self) -> Needs {
+            Needs {
+                info_args: if self.0 { 2 } else { 1 },
+                io: self.0,
+            }
+        }
+
+        fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<(), Refusal> {
+            self.get_mut().0 = args.remaining() > 0;
+            Ok(())
+        }
+
+        fn select_path<'a>(&'a self, paths: Paths<'a, Self>, _: usize) -> Option<&'a Path<Self>> {
+            paths.get(0)
+        }
+
+        fn fail_path(&self, _path: &Path<Self>) {}
+
+        fn reinstate_path(&self, _path: &Path<Self>) -> Result {
+            Ok(())
+        }
+
+        fn end_io(&self, _path: &Path<Self>, _nr_bytes: usize, _start_time_ns: Option<u64>) {}
+    }
+
+    #[test]
+    fn a_group_has_the_type_that_it_needs() -> Result {
+        type Callbacks = Adapter<Choosy>;
+        let mut registered = Callbacks::type_named(c"another name");
+        let registered = &raw mut registered;
+        let mut ps: bindings::path_selector = pin_init::zeroed();
+        let mut path = KBox::new(pin_init::zeroed::<bindings::dm_path>(), GFP_KERNEL)?;
+        let mut argv = [kernel::str::as_char_ptr_in_const_context(c"1").cast_mut()];
+        let mut error = core::ptr::null_mut();
+        let mut types = [pin_init::zeroed::<bindings::path_selector_type>(); 3];
+
+        // SAFETY: As `dm-multipath` does, with a path that is kept until after `destroy`. The types are
+        // valid until then.
+        unsafe {
+            to_result(Callbacks::create(&mut ps, 0, core::ptr::null_mut()))?;
+            ps.type_ = registered;
+            for (argc, seen) in [1, 0, 1].into_iter().zip(&mut types) {
+                let added =
+                    Callbacks::add_path(&mut ps, &mut *path, argc, argv.as_mut_ptr(), &mut error);
+                assert_eq!(added, 0);
+                *seen = *ps.type_;
+            }
+            Callbacks::destroy(&mut ps);
+        }
+        assert!(core::ptr::eq(ps.type_, registered));
+        for (seen, is_told) in types.iter().zip([true, false, true]) {
+            assert_eq!(seen.end_io.is_some(), is_told);
+            assert_eq!(
+                seen.features,
+                if is_told {
+                    bindings::DM_PS_USE_HR_TIMER
+                } else {
+                    0
+                }
+            );
+            assert_eq!(seen.info_args, if is_told { 2 } else { 1 });
+            // SAFETY: The registered type is still there.
+            assert!(core::ptr::eq(seen.name, unsafe { (*registered).name }));
+        }
+        Ok(())
+    }
+
     #[test]
     fn callbacks_that_are_not_overridden_are_null() {
         let named = Callbacks::type_named(c"name");

@@ -1,0 +1,199 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Weights that follow latency: a path with 30 ms of delay, one that gets or loses it, all alike.
+#
+# Runs: vm
+# Timeout: 600
+
+. "$(dirname "$0")/common.sh"
+
+# latency_group [WEIGHT...]
+latency_group() {
+	group round-robin-rs "$@" | sed 's/^round-robin-rs 0/round-robin-rs 1 latency/'
+}
+
+# delays MS...: of each of PATHS.
+delays() {
+	local i name
+	for i in "${!PATHS[@]}"; do
+		name=$(basename "${PATHS[i]}")
+		dmsetup reload "$name" --table "0 $SECTORS delay /dev/ram0 0 ${*:i+1:1}" &&
+			dmsetup suspend --nolockfs "$name" && dmsetup resume "$name" || return
+	done
+}
+
+# read_for SECONDS [DEPTH]: reads all the time.
+read_for() {
+	fio --name=read --filename="/dev/mapper/$MAP" --rw=randread --bs=4k --direct=1 \
+		--ioengine=libaio --iodepth="${2:-16}" --time_based --runtime="$1" >/dev/null
+}
+
+# check_share WHAT PATH LOW HIGH: PATH's part of SPLIT, in percent.
+check_share() {
+	local sum=0 part
+	for part in "${SPLIT[@]}"; do
+		sum=$((sum + part))
+	done
+	diag "$1: ${SPLIT[*]}"
+	check_within "$1: percent on path $2" $((SPLIT[$2] * 100 / (sum ? sum : 1))) "$3" "$4"
+}
+
+# field PATH NUMBER: of the status: 1 weight, 2 latency in us, 3 share in percent.
+field() {
+	dmsetup status "$MAP" |
+		awk -v n="$(cat "/sys/block/${NODE[${PATHS[$1]}]}/dev")" -v f="$2" \
+			'{ for (i = 1; i <= NF; i++) if ($i == n) print $(i + 2 + f) }'
+}
+
+a_slow_path_gets_little() {
+	local with without
+	use_paths 2
+	delays 0 30 || return
+	create_map "$(table "$BIO" "$(latency_group 1 1)")" || return
+	split_of read_for 3 || return
+	diag "the first 3 s: ${SPLIT[*]}"
+	split_of read_for 3 || return
+	diag "status: $(dmsetup status "$MAP")"
+	check_share "30 ms more" 1 0 10
+	check_within "but enough to notice" "${SPLIT[1]}" 4 1000000
+	with=$((SPLIT[0] + SPLIT[1]))
+	check_within "its latency in us" "$(field 1 2)" 25000 200000
+	change_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	split_of read_for 3 || return
+	diag "by turns: ${SPLIT[*]}"
+	without=$((SPLIT[0] + SPLIT[1]))
+	check_within "I/Os, in percent of those by turns" $((with * 100 / without)) 200 100000
+}
+
+a_change_is_noticed() {
+	local reader
+	use_paths 2
+	delays 0 30 || return
+	create_map "$(table "$BIO" "$(latency_group 1 1)")" || return
+	read_for 16 &
+	reader=$!
+	at_exit "kill $reader 2>/dev/null || :"
+	sleep 3
+	split_of sleep 1 || return
+	check_share "the second is slow" 1 0 15
+	delays 30 0 || return
+	sleep 1.5
+	split_of sleep 2 || return
+	check_share "the first is slow" 0 0 20
+	delays 0 0 || return
+	sleep 1.5
+	split_of sleep 2 || return
+	check_share "none is slow" 0 35 65
+	check "no read failed" wait "$reader"
+}
+
+paths_alike_are_left_alone() {
+	use_paths 4
+	delays 0 0 0 0 || return
+	create_map "$(table "$BIO" "$(latency_group 1 1 1 1)")" || return
+	split_of read_for 4 || return
+	check_share "alike" 0 20 30
+	check_share "alike" 3 20 30
+	delays 2 2 2 2 || return
+	split_of read_for 4 || return
+	check_share "alike, with delay" 0 20 30
+	check_share "alike, with delay" 2 20 30
+	split_of read_for 3 1 || return
+	check_share "alike, one at a time" 1 20 30
+}
+
+own_weights_count() {
+	use_paths 3
+	delays 0 0 30 || return
+	create_map "$(table "$BIO" "$(latency_group 3 1 4)")" || return
+	read_for 2 || return
+	split_of read_for 3 || return
+	check_share "weight 3" 0 65 82
+	check_share "slow, weight 4" 2 0 10
+}
+
+a_failed_path_is_not_used() {
+	use_paths 2
+	delays 0 30 || return
+	create_map "$(table "$BIO" "$(latency_group 1 1)")" || return
+	read_for 2 || return
+	message fail_path "${PATHS[0]}" || return
+	split_of read_for 2 || return
+	check_share "only the slow one is left" 0 0 0
+	message reinstate_path "${PATHS[0]}" || return
+	read_for 2 || return
+	split_of read_for 2 || return
+	check_share "the fast one is back" 0 90 100
+	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
+	sleep 0.5
+	check "no path, no I/O" eval '! read_blocks 1 2>/dev/null'
+}
+
+requests_too() {
+	local configfs=/sys/kernel/config/nullb disk
+	local -A ns=([fast]=100000 [slow]=30000000)
+	modprobe null_blk nr_devices=0 || return
+	[ -d "$configfs" ] || mount -t configfs none /sys/kernel/config || return
+	at_exit "remove_module null_blk"
+	PATHS=()
+	for disk in fast slow; do
+		mkdir "$configfs/$disk" || return
+		at_exit "rmdir $configfs/$disk"
+		echo 64 >"$configfs/$disk/size" && echo 2 >"$configfs/$disk/irqmode" &&
+			echo 1 >"$configfs/$disk/memory_backed" || return
+		echo "${ns[$disk]}" >"$configfs/$disk/completion_nsec" || return
+		echo 1 >"$configfs/$disk/power" || return
+		PATHS+=("/dev/$disk")
+	done
+	# Nobody else wants to know when requests start.
+	for disk in "${PATHS[@]}"; do
+		! [ -w "/sys/block/${disk#/dev/}/queue/wbt_lat_usec" ] ||
+			echo 0 >"/sys/block/${disk#/dev/}/queue/wbt_lat_usec"
+	done
+	create_map "$(table "2 queue_mode mq" "$(latency_group 1 1)")" || return
+	split_of read_for 3 || return
+	diag "the first 3 s: ${SPLIT[*]}"
+	split_of read_for 3 || return
+	diag "status: $(dmsetup status "$MAP")"
+	check_share "request-based, 30 ms" 1 0 10
+	remove_device "$MAP"
+}
+
+table_and_status() {
+	local first words
+	use_paths 2
+	delays 0 0 || return
+	create_map "$(table "$BIO" "$(latency_group 3 1)")" || return
+	first=$(dmsetup table "$MAP")
+	diag "$first"
+	[[ $first == *" round-robin-rs 1 latency 2 1 "*" 3 "*" 1"* ]] || fail "another table"
+	create_map "$first" "$MAP-again" || return
+	[ "$first" = "$(dmsetup table "$MAP-again")" ] || fail "comes back as another"
+	words=$(dmsetup status "$MAP-again" | sed -E 's/.* (0 2 3 )/\1/')
+	diag "$words"
+	[[ $words =~ ^'0 2 3 '[0-9:]+' A 0 3 0 75.00 '[0-9:]+' A 0 1 0 25.00'' '?$ ]] ||
+		fail "another status"
+	# The word is found among others, which are ignored.
+	change_map "$(table "$BIO" "round-robin-rs 3 some latency thing 1 0 ${PATHS[0]}")" || return
+	[[ $(dmsetup table "$MAP") == *" round-robin-rs 1 latency 1 1 "* ]] || fail "not found"
+	change_map "$(table "$BIO" "round-robin-rs 1 latencies 1 0 ${PATHS[0]}")" || return
+	[[ $(dmsetup table "$MAP") == *" round-robin-rs 0 1 1 "* ]] || fail "found what is not there"
+}
+
+goes_with_its_work_pending() {
+	local i
+	use_paths 2
+	delays 0 0 || return
+	for ((i = 0; i < 5; i++)); do
+		dmsetup create "$MAP" --table "$(table "$BIO" "$(latency_group 1 1)")" || return
+		read_blocks 50 || return
+		sleep "0.0$i"
+		dmsetup remove --retry "$MAP" && unload_module "$MODULE" || return
+		load_module "$MODULE" || return
+	done
+}
+
+set_up 4 && modprobe dm-delay && load_selectors || exit
+run_cases table_and_status a_slow_path_gets_little a_change_is_noticed paths_alike_are_left_alone \
+	own_weights_count a_failed_path_is_not_used requests_too goes_with_its_work_pending
