@@ -179,7 +179,7 @@ impl Gauge {
             self.fresh[class] = FRESH;
             let (past, now) = (self.past(class), self.ios[class]);
             let time = u64::from(past) * self.past_mean[class] + self.time[class];
-            self.mean[class] = (time / (u64::from(past) + u64::from(now))).max(1);
+            self.mean[class] = (time / (u64::from(past) + u64::from(now)).max(1)).max(1);
         }
     }
 
@@ -215,7 +215,7 @@ impl Gauge {
         for class in 0..CLASSES {
             let ios = self.ios[class];
             if ios > 0 {
-                let mean = self.time[class] / u64::from(ios);
+                let mean = self.time[class] / u64::from(ios.max(1));
                 let past = self.past_mean[class];
                 if mean > 4 * past || 4 * mean < past {
                     // It is another path now.
@@ -268,7 +268,7 @@ impl Gauge {
             return Some(Course::Up);
         }
         // 16 times the square root.
-        let root = (u64::from(ios) << 8).isqrt();
+        let root = (u64::from(ios) << 8).isqrt().max(1);
         let slow = ONE * 5 / 4;
         let fast = ONE * 9 / 8;
         let before = mem::replace(&mut self.ratio, ratio);
@@ -388,11 +388,11 @@ impl Law {
                     && !path.has_missed(slots)
                 {
                     known += 1;
-                    inverse += (1 << COUNT_SHIFT) / path.mean[class];
+                    inverse += (1 << COUNT_SHIFT) / path.mean[class].max(1);
                 }
             }
             if known > 0 {
-                *reference = ((known << COUNT_SHIFT) / inverse).max(1);
+                *reference = ((known << COUNT_SHIFT) / inverse.max(1)).max(1);
             }
         }
         reference
@@ -420,11 +420,11 @@ impl Law {
     /// Lowers no path by so much that it would get too little I/O to notice that it is fast.
     fn keep_floor(&self, paths: &mut [Gauge], slots: u64) {
         // In powers of two, so that it is the same for a while.
-        let rate = self.rate.max(1).next_power_of_two();
+        let rate = self.rate.max(1).next_power_of_two().max(1);
         let whole: u64 = paths.iter().map(Gauge::weight).sum();
         for path in paths {
             let most = (u64::from(path.own) << 16) / MOST_PROBES;
-            let floor = (whole * PROBES / rate).max(whole / slots).min(most);
+            let floor = (whole * PROBES / rate).max(whole / slots.max(1)).min(most);
             while path.lowered > 0 && path.weight() < floor {
                 path.lowered -= 1;
                 // From there, up at full speed.

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 
-/* It is exported, but its header, block/blk-stat.h, is private to the block layer. */
-void blk_stat_enable_accounting(struct request_queue *q);
-void blk_stat_disable_accounting(struct request_queue *q);
-
 __ferrule void ferrule_path_time_requests(struct dm_path *path, bool on)
 {
 	struct request_queue *q = bdev_get_queue(path->dev->bdev);

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Two paths that are not equal, by every path selector: one slower, narrower, lossy, or changing.
 
-Two guests: the kernel's iSCSI target, and open-iscsi with multipathd; see scripts/iscsi_lab.py. What is
-wrong with a link is netem's work, at both of its ends.
+Two guests: the kernel's iSCSI target, and open-iscsi with multipathd; see scripts/iscsi_lab.py.
+What is wrong with a link is netem's work, at both ends.
 """
 
 import contextlib
@@ -133,9 +133,7 @@ def measure(
     for heading in ("", "IOPS", "(least to most)"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, seen in iops.items():
-        table.add_row(
-            name, f"{statistics.median(seen):.0f}", f"{min(seen):.0f} to {max(seen):.0f}"
-        )
+        table.add_row(name, f"{statistics.median(seen):.0f}", f"{min(seen):.0f} to {max(seen):.0f}")
     results.console.print(table)
 
     peers = [name for name in names if not name.startswith("round-robin-rs")]

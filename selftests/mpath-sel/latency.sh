@@ -175,10 +175,10 @@ table_and_status() {
 	[[ $words =~ ^'0 2 3 '[0-9:]+' A 0 3 0 75.00 '[0-9:]+' A 0 1 0 25.00'' '?$ ]] ||
 		fail "another status"
 	# The word is found among others, which are ignored.
-	change_map "$(table "$BIO" "round-robin-rs 3 some latency thing 1 0 ${PATHS[0]}")" || return
+	change_map "$(table "$BIO" "round-robin-rs 3 any latency thing 1 0 ${PATHS[0]}")" || return
 	[[ $(dmsetup table "$MAP") == *" round-robin-rs 1 latency 1 1 "* ]] || fail "not found"
 	change_map "$(table "$BIO" "round-robin-rs 1 latencies 1 0 ${PATHS[0]}")" || return
-	[[ $(dmsetup table "$MAP") == *" round-robin-rs 0 1 1 "* ]] || fail "found what is not there"
+	[[ $(dmsetup table "$MAP") == *" round-robin-rs 0 1 1 "* ]] || fail "found another"
 }
 
 goes_with_its_work_pending() {

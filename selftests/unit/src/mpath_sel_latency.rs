@@ -58,6 +58,9 @@ mod tests {
         }
     }
 
+    /// When an I/O ends, on which path and CPU, when it began, its bytes.
+    type Event = (u64, usize, usize, u64, usize);
+
     /// A group whose I/O is that of so many tasks which wait for each I/O.
     struct Group {
         paths: Vec<Path>,
@@ -69,8 +72,7 @@ mod tests {
         hops: Vec<Cell>,
         cursors: Vec<u32>,
         sums: Vec<[u64; CLASSES]>,
-        /// When an I/O ends, on which path and CPU, when it began, its bytes.
-        events: BinaryHeap<Reverse<(u64, usize, usize, u64, usize)>>,
+        events: BinaryHeap<Reverse<Event>>,
         now: u64,
         next_look: u64,
         random: Random,
@@ -243,7 +245,7 @@ mod tests {
             let mut jobs = vec![Job::default(); weights.len()];
             let own = share_out(weights, &mut jobs);
             let whole = slots(weights.len(), own);
-            assert!(whole % own == 0 && whole <= 4096 && whole >= 512);
+            assert!(whole.is_multiple_of(own) && (512..=4096).contains(&whole));
         }
         let mut group = Group::new(&[3, 1], alike(2, 0.0), 8, 1);
         assert_eq!(group.order[..8], [0, 0, 1, 0, 0, 0, 1, 0]);
@@ -524,13 +526,13 @@ mod tests {
             for _ in 0..50 {
                 for (path, sums) in sums.iter_mut().enumerate() {
                     for (class, sum) in sums.iter_mut().enumerate() {
-                        if random.next() % 3 == 0 {
+                        if random.next().is_multiple_of(3) {
                             let ns = random.next() >> (random.next() % 64);
                             *sum = sum.wrapping_add((random.next() % 5000) * sample(ns.min(100 * MS)));
                         }
                         gauges[path].read(class, *sum);
                     }
-                    in_service[path] = random.next() % 4 != 0;
+                    in_service[path] = !random.next().is_multiple_of(4);
                 }
                 law.look(&mut gauges, |path| in_service[path]);
                 let sum: usize = gauges.iter().map(|gauge| gauge.slots() as usize).sum();
