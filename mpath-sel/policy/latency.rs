@@ -39,6 +39,8 @@
 //! - A slow path whose ratio has fallen by an eighth since the last decision is left as it is, since its
 //!   queue becomes shorter; a fast one whose ratio has risen by an eighth, likewise, but for one that
 //!   takes less than half of the reference.
+//! - After a decision a path is left as it is for as long as its I/Os take, at most four looks: those from
+//!   before say nothing of the new weight.
 //! - The floor is 8 I/Os per second, of the group's rate; at most an eighth of the path's own weight. And a
 //!   slot.
 //! - A path that has ended nothing while its share of what the others have ended would be 16 I/Os is slow.
@@ -82,6 +84,10 @@ const MEAN: u32 = 16;
 const MISSED: u64 = 16;
 /// For how many looks a mean is part of the reference.
 const FRESH: u32 = 20;
+
+/// How long a look is, in units of time, and for how many a path is left alone at most after a step.
+const LOOK_UNITS: u64 = (PERIOD_MS as u64 * 1_000_000) >> UNIT_NS_SHIFT;
+const MAX_REST: u32 = 4;
 
 /// A ratio of 1.
 const ONE: u64 = 256;
@@ -148,6 +154,8 @@ pub(crate) struct Gauge {
     ratio: u64,
     /// Looks since the last decision.
     waited: u32,
+    /// For how many looks it is left as it is, until the I/Os from before the last step have ended.
+    rest: u32,
     /// I/Os that should have ended since the last one that did, times all slots.
     missed: u64,
 }
@@ -239,6 +247,11 @@ impl Gauge {
             self.forget();
             return Some(Course::Down);
         }
+        if self.rest > 0 {
+            self.rest -= 1;
+            self.forget();
+            return None;
+        }
         self.waited += 1;
         let ios = self
             .ios
@@ -272,6 +285,8 @@ impl Gauge {
         let slow = ONE * 5 / 4;
         let fast = ONE * 9 / 8;
         let before = mem::replace(&mut self.ratio, ratio);
+        let looks = (took / u64::from(ios)) / LOOK_UNITS;
+        self.rest = (looks as u32).min(MAX_REST);
         self.forget();
         if ratio > slow + 2 * 16 * slow / root {
             // What has queued up on it goes on to be slow for a while.

@@ -3,7 +3,7 @@
 #
 # Weights that follow latency: a path with 30 ms of delay, one that gets or loses it, all alike.
 #
-# Runs: vm
+# Runs: vm uml
 # Timeout: 600
 
 . "$(dirname "$0")/common.sh"
@@ -140,8 +140,8 @@ requests_too() {
 	for disk in fast slow; do
 		mkdir "$configfs/$disk" || return
 		at_exit "rmdir $configfs/$disk"
-		echo 64 >"$configfs/$disk/size" && echo 2 >"$configfs/$disk/irqmode" &&
-			echo 1 >"$configfs/$disk/memory_backed" || return
+		echo 64 >"$configfs/$disk/size" && echo 2 >"$configfs/$disk/irqmode" ||
+			return
 		echo "${ns[$disk]}" >"$configfs/$disk/completion_nsec" || return
 		echo 1 >"$configfs/$disk/power" || return
 		PATHS+=("/dev/$disk")

@@ -415,6 +415,30 @@ mod tests {
         }
     }
 
+    /// 128 and 32 I/Os per second, and an eighth of a second to a second of queue.
+    #[test]
+    fn few_ios_find_their_place_too() {
+        let server = |service| Path {
+            service,
+            noise: 0.5,
+            ..path(|_, _| 2 * MS)
+        };
+        let mut group = even(vec![server(S / 128), server(S / 32)], 32, 2);
+        group.run(6 * S);
+        let (mut least, mut most, mut ios) = (f64::MAX, 0f64, 0);
+        for _ in 0..300 {
+            group.run(100 * MS);
+            least = least.min(group.slots_percent(1));
+            most = most.max(group.slots_percent(1));
+            ios += group.ios.iter().sum::<u64>();
+        }
+        println!(
+            "few: the slower has {least:.1} % to {most:.1} %, {} IOPS",
+            ios / 30
+        );
+        assert!(ios / 30 > 120);
+    }
+
     #[test]
     fn large_ios_do_not_make_a_path_slow() {
         // Twice the delay for each step in size; one path has large ones alone, by its own order.
