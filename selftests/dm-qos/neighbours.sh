@@ -346,8 +346,8 @@ who_is_not_known_does_not_wait_for_all_the_others() {
 	modprobe dm-crypt || return
 	make_disk d memory_backed=1
 	make_qos q d write_iops 200 burst_ms 0
-	dmsetup create c --table "0 $(sectors d) crypt capi:ecb(cipher_null) - 0 /dev/mapper/q 0" ||
-		return
+	dmsetup create c --table "0 $(sectors d) crypt aes-xts-plain64 $(printf '%064d' 7) 0 \
+		/dev/mapper/q 0" || return
 	at_exit "no_limits q; dmsetup remove --retry c"
 	fio --name=deep --filename=/dev/mapper/c --rw=randwrite --bs=4k --direct=1 --size=16M \
 		--ioengine=libaio --iodepth=128 --time_based --runtime=600 --thread \
