@@ -5,10 +5,13 @@
 
 use kernel::sync::atomic::{
     Atomic,
+    Full,
     Relaxed, //
 };
 
-/// A `u64` that is read and exchanged in one piece, and orders nothing else.
+pub(crate) use ferrule::compat::smp_mb;
+
+/// A `u64` that is read and exchanged in one piece, and orders nothing else but where it says so.
 pub(crate) struct AtomicU64(Atomic<u64>);
 
 impl AtomicU64 {
@@ -30,5 +33,16 @@ impl AtomicU64 {
     #[inline]
     pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
         self.0.cmpxchg(old, new, Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn add(&self, value: u64) {
+        self.0.add(value, Relaxed);
+    }
+
+    /// Subtracts, after all that the CPU did before and before all that it does after.
+    #[inline]
+    pub(crate) fn sub_full(&self, value: u64) {
+        self.0.fetch_sub(value, Full);
     }
 }

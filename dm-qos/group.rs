@@ -39,9 +39,9 @@
 //! it did. Who leaves a group waits for both work items, so that it is not they who drop the last
 //! reference to anything.
 //!
-//! Whether there is room below (`in_flight`) is decided without the lock. That nobody waits for room that
-//! there is: who waits first says so (`is_contended`), then looks at `in_flight` once more; who makes
-//! room does it first, then looks at `is_contended`.
+//! Whether there is room below is decided without the lock (`policy/room.rs`). What the scheduler lets go
+//! may find that another CPU has taken that room meanwhile: then the work has to look again, for
+//! only it says that somebody waits.
 //!
 //! # What holds whatever the others do
 //!
@@ -83,6 +83,7 @@ use super::{
             Slot,
             Storage, //
         },
+        room::Room,
         settings::{
             Capacity,
             Settings, //
@@ -100,7 +101,6 @@ use ferrule::{
         BioList,
         HeldBio, //
     },
-    compat::smp_mb,
     device_mapper::MappedDisk,
     workqueue, //
 };
@@ -112,7 +112,6 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
-            Full,
             Relaxed, //
         },
         Arc,
@@ -169,15 +168,11 @@ pub(crate) struct Group {
     is_private: bool,
     /// The group has a capacity or a depth.
     governs: Atomic<bool>,
-    /// Bios wait for capacity or for room below. Changed with `state` locked.
-    is_contended: Atomic<bool>,
     pub(crate) capacity: Limits,
     /// Of the same rates; only what is served by reservation is charged to it.
     certain: Limits,
-    /// How many may be in flight below. 0: any number.
-    depth: Atomic<u64>,
-    /// How many are, of those that came while there was a depth.
-    in_flight: Atomic<u64>,
+    /// Room below, and whether bios wait for that or for capacity: changed with `state` locked.
+    room: Room,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -410,11 +405,9 @@ impl Group {
                 clock: Clock::new(common.epoch),
                 is_private,
                 governs: Atomic::new(false),
-                is_contended: Atomic::new(false),
                 capacity: Limits::new(),
                 certain: Limits::new(),
-                depth: Atomic::new(0),
-                in_flight: Atomic::new(0),
+                room: Room::new(),
                 state <- new_spinlock!(State {
                     scheduler: Scheduler::new(),
                     entries: KVVec::new(),
@@ -529,7 +522,7 @@ impl Group {
             state.shared = *capacity;
             self.capacity.apply(&limits, now);
             self.certain.apply(&limits, now);
-            self.depth.store(capacity.depth, Relaxed);
+            self.room.set_depth(capacity.depth);
             let governs = *capacity != Capacity::NONE;
             self.governs.store(governs, Relaxed);
             state.find_slack(governs.then_some(&self.capacity));
@@ -608,7 +601,7 @@ impl Group {
     /// Do bios wait for capacity or for room below?
     #[inline]
     pub(crate) fn is_contended(&self) -> bool {
-        self.is_contended.load(Relaxed)
+        self.room.is_contended()
     }
 
     pub(crate) fn state(&self) -> &SpinLock<State> {
@@ -632,28 +625,17 @@ impl Group {
     /// Lets an I/O in flight if there is room; says whether it is to be counted.
     #[inline]
     fn try_enter(&self, member: &Member) -> Option<bool> {
-        let depth = self.depth.load(Relaxed);
-        if depth == 0 {
-            return Some(false);
+        let is_counted = self.room.try_enter()?;
+        if is_counted {
+            member.enters();
         }
-        let mut in_flight = self.in_flight.load(Relaxed);
-        while in_flight < depth {
-            match self.in_flight.cmpxchg(in_flight, in_flight + 1, Relaxed) {
-                Ok(_) => {
-                    member.enters();
-                    return Some(true);
-                }
-                Err(current) => in_flight = current,
-            }
-        }
-        None
+        Some(is_counted)
     }
 
     /// Lets an I/O in flight whatever comes; says whether it is to be counted.
     fn enter(&self, member: &Member) -> bool {
-        let is_counted = self.depth.load(Relaxed) != 0;
+        let is_counted = self.room.enter();
         if is_counted {
-            self.in_flight.add(1, Relaxed);
             member.enters();
         }
         is_counted
@@ -687,6 +669,7 @@ impl Group {
         member: &Member,
         direction: Direction,
         charge: Charge,
+        now: u64,
         whatever: bool,
     ) -> Option<bool> {
         if !self.governs() {
@@ -696,7 +679,6 @@ impl Group {
             true => self.enter(member),
             false => {
                 let is_counted = self.try_enter(member)?;
-                let now = self.now();
                 self.capacity
                     .charge_up_to(direction, charge, now, now, DEBT);
                 is_counted
@@ -711,21 +693,6 @@ impl Group {
         Some(is_counted)
     }
 
-    /// Is there room below? If not, who makes room will kick the work.
-    fn has_room(&self) -> bool {
-        let has_room = || {
-            let depth = self.depth.load(Relaxed);
-            depth == 0 || self.in_flight.load(Relaxed) < depth
-        };
-        if has_room() {
-            return true;
-        }
-        self.is_contended.store(true, Relaxed);
-        // Pairs with the full ordering in `io_ended`.
-        smp_mb();
-        has_room()
-    }
-
     /// What is to be done next with what waits.
     pub(crate) fn next(&self, state: &mut State, now: u64) -> Step {
         let governs = self.governs();
@@ -733,7 +700,7 @@ impl Group {
             let (slot, phase) = match state.scheduler.next(now) {
                 mclock::Next::Dispatch(slot, phase) => (slot, phase),
                 mclock::Next::Wait(until) if state.scheduler.has_parked() => {
-                    if self.has_room() {
+                    if self.room.is_free() {
                         state.full = None;
                         state.scheduler.unpark();
                         continue;
@@ -746,11 +713,11 @@ impl Group {
                     return Step::Wait(until.min(again));
                 }
                 mclock::Next::Wait(until) => {
-                    self.is_contended.store(false, Relaxed);
+                    self.room.set_contended(false);
                     return Step::Wait(until);
                 }
                 mclock::Next::Nothing => {
-                    self.is_contended.store(false, Relaxed);
+                    self.room.set_contended(false);
                     return Step::Nothing;
                 }
             };
@@ -781,10 +748,10 @@ impl Group {
                 };
                 let eligible = capacity.eligible(choice.direction, charge.unwrap_or_default());
                 if eligible > now {
-                    self.is_contended.store(true, Relaxed);
+                    self.room.set_contended(true);
                     return Step::Wait(eligible.min(state.scheduler.changes_at()));
                 }
-                if self.has_room() {
+                if self.room.is_free() {
                     state.full = None;
                 } else if state.may_exceed(slot, phase, now) {
                     whatever = true;
@@ -1009,9 +976,7 @@ impl WorkItem for Group {
 
 impl Parent for Group {
     fn io_ended(&self) -> bool {
-        // Pairs with the barrier in `has_room`.
-        self.in_flight.fetch_sub(1, Full);
-        self.is_contended()
+        self.room.leave()
     }
 
     fn wake(self: Arc<Self>) {

@@ -261,7 +261,7 @@ impl Member {
     }
 
     /// Has a bio submitted that was taken out, after all that were before. Any context but hard
-    /// interrupts. When the member [is alone](Self::is_alone), its group's work is to be kicked.
+    /// interrupts. When the member is alone in its group, that one's work is to be kicked.
     pub(crate) fn send(self: &Arc<Self>, bio: HeldBio<Held>) {
         let mut bios = BioList::new();
         bios.push_back(bio);

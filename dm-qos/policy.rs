@@ -18,5 +18,6 @@ pub(crate) mod heap;
 pub(crate) mod histogram;
 pub(crate) mod limits;
 pub(crate) mod mclock;
+pub(crate) mod room;
 pub(crate) mod settings;
 pub(crate) mod turns;

@@ -5,6 +5,7 @@
 use super::{
     policy::settings::Settings,
     seat::Seat,
+    traffic::Counts,
     Direction, //
 };
 use ferrule::device_mapper::status::StatusWriter;
@@ -13,8 +14,9 @@ const DIRECTIONS: [(Direction, &str); 2] = [(Direction::Read, "read"), (Directio
 
 /// Writes what `dmsetup status` prints.
 pub(crate) fn write_status(out: &mut StatusWriter<'_>, seat: &Seat, settings: &Settings) {
+    let counts = seat.member().traffic.counts();
     for (direction, name) in DIRECTIONS {
-        let (ios, bytes) = seat.member().traffic.of(direction);
+        let Counts { ios, bytes, ahead } = counts[direction as usize];
         let now = seat.member().waiting(direction);
         let times = seat.times(direction, |times| times.summary());
         if direction != Direction::Read {
@@ -22,10 +24,9 @@ pub(crate) fn write_status(out: &mut StatusWriter<'_>, seat: &Seat, settings: &S
         }
         write!(
             out,
-            "{name}_ios={ios} {name}_bytes={bytes} {name}_ahead_ios={} {name}_debt_us={} \
-             {name}_held_total={} {name}_held={now} {name}_hold_mean_us={} {name}_hold_p50_us={} {name}_hold_p99_us={} \
-             {name}_hold_max_us={}",
-            seat.member().traffic.ahead(direction),
+            "{name}_ios={ios} {name}_bytes={bytes} {name}_ahead_ios={ahead} {name}_debt_us={} \
+             {name}_held_total={} {name}_held={now} {name}_hold_mean_us={} {name}_hold_p50_us={} \
+             {name}_hold_p99_us={} {name}_hold_max_us={}",
             seat.debt_us(direction),
             times.count + now,
             times.mean,

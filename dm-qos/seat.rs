@@ -41,15 +41,15 @@ use ferrule::{
 };
 use kernel::sync::Arc;
 
-/// Would somebody important wait behind somebody who is not?
+/// Whether an I/O may run ahead of others.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Urgency {
     /// No.
-    None,
-    /// Whoever waits for metadata may hold locks that others wait for.
-    Some,
-    /// Memory is short.
-    Memory,
+    Ordinary,
+    /// As far as its part goes: whoever waits for metadata may hold locks that others wait for.
+    Metadata,
+    /// Whatever comes: memory is short until it has ended.
+    Swap,
 }
 
 /// A device in its group.
@@ -115,13 +115,13 @@ impl Seat {
     fn urgency_of(&self, bio: &MappedBio<Held>, direction: Direction) -> Urgency {
         let flags = bio.flags();
         if self.member.is_zoned && direction == Direction::Write {
-            Urgency::None
+            Urgency::Ordinary
         } else if flags.any_of(Flags::SWAP) || bio.is_swap_in() {
-            Urgency::Memory
+            Urgency::Swap
         } else if flags.any_of(Flags::META.or(Flags::PRIO)) {
-            Urgency::Some
+            Urgency::Metadata
         } else {
-            Urgency::None
+            Urgency::Ordinary
         }
     }
 
@@ -153,7 +153,7 @@ impl Seat {
             }
         }
         let urgency = self.urgency_of(&bio, direction);
-        let is_urgent = urgency != Urgency::None;
+        let is_urgent = urgency != Urgency::Ordinary;
         if is_urgent {
             if is_open {
                 return self.pass(bio, direction, charge, false);
@@ -205,14 +205,14 @@ impl Seat {
         let may_go =
             !member.has_urgent_waiting() && member.try_charge_ahead(direction, charge, now);
         if may_go {
-            let is_counted = group.try_charge_ahead(member, direction, charge, false);
+            let is_counted = group.try_charge_ahead(member, direction, charge, now, false);
             if is_counted.is_some() {
                 return is_counted;
             }
             member.refund_ahead(direction, charge);
         }
         match urgency {
-            Urgency::Memory => group.try_charge_ahead(member, direction, charge, true),
+            Urgency::Swap => group.try_charge_ahead(member, direction, charge, now, true),
             _ => None,
         }
     }
@@ -298,7 +298,8 @@ impl Seat {
                     let (bio, held) = bio.release();
                     return self.pass(bio, direction, charge, held.is_counted);
                 }
-                false
+                // Another CPU took the room. The work says that somebody waits for it.
+                true
             }
             Step::Release(..) => state.is_early(now),
         };
@@ -349,8 +350,8 @@ impl Seat {
         &self.member
     }
 
-    /// How long it takes until what passed is paid for that an I/O in
-    /// this direction waits for, in microseconds.
+    /// How long it takes until what passed is paid for that an I/O in this direction waits for, in
+    /// microseconds.
     pub(crate) fn debt_us(&self, direction: Direction) -> u64 {
         self.member.debt(direction, self.group.now()) / TICKS_PER_US
     }

@@ -17,6 +17,15 @@ use kernel::{
 const COUNTERS: usize = 6;
 const AHEAD: usize = 4;
 
+/// What has left for the device in one direction since the last reset.
+#[derive(Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) ios: u64,
+    pub(crate) bytes: u64,
+    /// How many of the I/Os ran ahead of the limits.
+    pub(crate) ahead: u64,
+}
+
 /// I/Os that left for the device since the last reset.
 #[pin_data]
 pub(crate) struct Traffic {
@@ -57,21 +66,18 @@ impl Traffic {
         *base = self.sums();
     }
 
-    fn since_reset(&self) -> [u64; COUNTERS] {
+    /// For each direction, all of one moment. Process context.
+    pub(crate) fn counts(&self) -> [Counts; 2] {
         let base = self.base.lock();
         let sums = self.sums();
-        core::array::from_fn(|which| sums[which].wrapping_sub(base[which]))
-    }
-
-    /// I/Os and bytes of a direction.
-    pub(crate) fn of(&self, direction: Direction) -> (u64, u64) {
-        let counts = self.since_reset();
-        let first = 2 * direction as usize;
-        (counts[first], counts[first + 1])
-    }
-
-    /// How many of a direction ran ahead of the limits.
-    pub(crate) fn ahead(&self, direction: Direction) -> u64 {
-        self.since_reset()[AHEAD + direction as usize]
+        let since_reset = |which: usize| sums[which].wrapping_sub(base[which]);
+        [Direction::Read, Direction::Write].map(|direction| {
+            let which = direction as usize;
+            Counts {
+                ios: since_reset(2 * which),
+                bytes: since_reset(2 * which + 1),
+                ahead: since_reset(AHEAD + which),
+            }
+        })
     }
 }

@@ -2,7 +2,10 @@
 
 //! What `dm-qos/atomic.rs` is in the kernel.
 
-use std::sync::atomic::{AtomicU64 as Inner, Ordering::Relaxed};
+use std::sync::atomic::{
+    fence, AtomicU64 as Inner,
+    Ordering::{Relaxed, SeqCst},
+};
 
 pub(crate) struct AtomicU64(Inner);
 
@@ -22,4 +25,18 @@ impl AtomicU64 {
     pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
         self.0.compare_exchange(old, new, Relaxed, Relaxed)
     }
+
+    pub(crate) fn add(&self, value: u64) {
+        self.0.fetch_add(value, Relaxed);
+    }
+
+    pub(crate) fn sub_full(&self, value: u64) {
+        fence(SeqCst);
+        self.0.fetch_sub(value, Relaxed);
+        fence(SeqCst);
+    }
+}
+
+pub(crate) fn smp_mb() {
+    fence(SeqCst);
 }

@@ -12,6 +12,7 @@ pub(crate) enum Direction {
 }
 
 #[path = "atomic.rs"]
+#[allow(dead_code)]
 mod atomic;
 #[path = "../../../dm-qos/policy/gcra.rs"]
 #[allow(dead_code)]
@@ -22,6 +23,9 @@ mod histogram;
 #[path = "../../../dm-qos/policy/limits.rs"]
 #[allow(dead_code)]
 mod limits;
+#[path = "../../../dm-qos/policy/room.rs"]
+#[allow(dead_code)]
+mod room;
 #[path = "../../../dm-qos/policy/settings.rs"]
 #[allow(dead_code)]
 mod settings;
@@ -36,6 +40,7 @@ mod tests {
         histogram::Histogram,
         keys::{parse, Name, Value},
         limits::{next, Charge, Choice, Limits, Next, Waiting, AHEAD, AHEAD_PART},
+        room::Room,
         settings::{Settings, KEYS},
         turns::{Turns, FLOWS},
         Direction::{Read, Write},
@@ -53,6 +58,27 @@ mod tests {
 
     const fn io(bytes: u32) -> Charge {
         Charge { ios: 1, bytes }
+    }
+
+    #[test]
+    fn a_depth_counts_from_when_it_is_set() {
+        let room = Room::new();
+        assert!(room.is_free());
+        // Never to leave.
+        assert_eq!(room.try_enter(), Some(false));
+        assert!(!room.enter());
+        room.set_depth(1);
+        assert!(room.is_free());
+        assert_eq!(room.try_enter(), Some(true));
+        assert_eq!(room.try_enter(), None);
+        assert!(!room.is_contended() && !room.is_free() && room.is_contended());
+        // One more than may be, whatever comes.
+        assert!(room.enter());
+        assert!(room.leave() && !room.is_free());
+        assert!(room.leave() && room.is_free());
+        room.set_contended(false);
+        assert_eq!(room.try_enter(), Some(true));
+        assert!(!room.leave());
     }
 
     #[test]

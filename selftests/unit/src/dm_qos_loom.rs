@@ -9,7 +9,10 @@ use crate::{dm_qos::Direction, keys::declared as keys};
 
 /// What `dm-qos/atomic.rs` is in the kernel.
 mod atomic {
-    use loom::sync::atomic::{AtomicU64 as Inner, Ordering::Relaxed};
+    use loom::sync::atomic::{
+        fence, AtomicU64 as Inner,
+        Ordering::{Relaxed, SeqCst},
+    };
 
     pub(crate) struct AtomicU64(Inner);
 
@@ -29,6 +32,20 @@ mod atomic {
         pub(crate) fn compare_exchange(&self, old: u64, new: u64) -> Result<u64, u64> {
             self.0.compare_exchange(old, new, Relaxed, Relaxed)
         }
+
+        pub(crate) fn add(&self, value: u64) {
+            self.0.fetch_add(value, Relaxed);
+        }
+
+        pub(crate) fn sub_full(&self, value: u64) {
+            fence(SeqCst);
+            self.0.fetch_sub(value, Relaxed);
+            fence(SeqCst);
+        }
+    }
+
+    pub(crate) fn smp_mb() {
+        fence(SeqCst);
     }
 }
 
@@ -36,6 +53,8 @@ mod atomic {
 mod gcra;
 #[path = "../../../dm-qos/policy/limits.rs"]
 mod limits;
+#[path = "../../../dm-qos/policy/room.rs"]
+mod room;
 #[path = "../../../dm-qos/policy/settings.rs"]
 mod settings;
 
@@ -43,6 +62,7 @@ mod tests {
     use super::{
         gcra::TICKS_PER_S,
         limits::{Charge, Limits},
+        room::Room,
         settings::Settings,
         Direction::{Read, Write},
     };
@@ -136,6 +156,42 @@ mod tests {
                 .filter(|_| limits.try_charge(limits.on(Read), IO, now))
                 .count();
             assert!((3..=4).contains(&passed), "{passed}");
+        });
+    }
+
+    #[test]
+    fn nobody_waits_for_room_that_there_is() {
+        loom::model(|| {
+            let room = Room::new();
+            room.set_depth(1);
+            assert!(room.enter());
+            let room = Arc::new(room);
+            let ender = {
+                let room = room.clone();
+                thread::spawn(move || room.leave())
+            };
+            let waits = !room.is_free();
+            let wakes = ender.join().unwrap();
+            assert!(!waits || wakes);
+        });
+    }
+
+    #[test]
+    fn no_more_are_in_flight_than_may_be() {
+        loom::model(|| {
+            let room = Room::new();
+            room.set_depth(2);
+            assert!(room.enter());
+            let room = Arc::new(room);
+            let other = {
+                let room = room.clone();
+                thread::spawn(move || usize::from(room.try_enter().is_some()))
+            };
+            let here = usize::from(room.try_enter().is_some());
+            assert_eq!(here + other.join().unwrap(), 1);
+            // And both may leave, and come back.
+            room.leave();
+            assert!(room.is_free() && room.try_enter() == Some(true) && !room.is_free());
         });
     }
 }
