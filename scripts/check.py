@@ -65,7 +65,12 @@ SHORT = {
 }
 # Host-driven tests that need no kernel of a distribution: they build their own, or are in user-mode
 # Linux.
-ANY_KERNEL = {"test_in_tree", "test_in_tree_build", "test_balloon_vhost"}
+ANY_KERNEL = {
+    "test_balloon_vhost",
+    "test_headers_shipped",
+    "test_in_tree",
+    "test_in_tree_build",
+}
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = (
     "test_stack",
