@@ -345,24 +345,29 @@ mod tests {
 
     #[test]
     fn paths_that_change_places_are_noticed_within_a_second() {
-        let slow = |odd: u64| {
-            path(move |now, _| {
-                if now / (5 * S) % 2 == odd {
-                    30 * MS
-                } else {
-                    MS
-                }
-            })
-        };
-        let mut group = even(vec![slow(0), slow(1)], 32, 2);
-        group.run(5 * S);
-        for turn in 1..8 {
-            group.run(S);
-            let fast = group.slots_percent((turn + 1) % 2);
-            println!("change places: the fast one has {fast:.1} % after 1 s");
-            assert!(fast > 75.0);
-            group.run(4 * S);
-            assert!(group.percent((turn + 1) % 2) > 90.0);
+        // The time of the fast one, tasks, service: some thousand to some hundred I/Os per second.
+        for (quick, depth, service) in [(1, 32, 0), (3, 8, 0), (5, 8, 2), (10, 8, 0), (5, 2, 0)] {
+            let slow = |odd: u64| Path {
+                service: service * MS,
+                ..path(move |now, _| {
+                    if now / (5 * S) % 2 == odd {
+                        (30 + quick) * MS
+                    } else {
+                        quick * MS
+                    }
+                })
+            };
+            let mut group = even(vec![slow(0), slow(1)], depth, 2);
+            group.run(5 * S);
+            for turn in 1..8 {
+                group.run(S);
+                group.run(S);
+                let fast = group.percent((turn + 1) % 2);
+                println!("change places: {quick} ms, {depth} tasks: {fast:.1} % after 1 s");
+                assert!(fast > 75.0);
+                group.run(3 * S);
+                assert!(group.percent((turn + 1) % 2) > 80.0);
+            }
         }
     }
 
