@@ -4,9 +4,11 @@
 //! shape, by which loom drives that code through every interleaving.
 
 use kernel::sync::atomic::{
+    Acquire,
     Atomic,
     Full,
-    Relaxed, //
+    Relaxed,
+    Release, //
 };
 
 pub(crate) use ferrule::compat::smp_mb;
@@ -38,6 +40,29 @@ impl AtomicU64 {
     #[inline]
     pub(crate) fn add(&self, value: u64) {
         self.0.add(value, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn sub(&self, value: u64) {
+        self.0.fetch_sub(value, Relaxed);
+    }
+
+    /// Loads; what comes after sees what was done before the value was released.
+    #[inline]
+    pub(crate) fn load_acquire(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    /// Stores, and releases what was done before.
+    #[inline]
+    pub(crate) fn store_release(&self, value: u64) {
+        self.0.store(value, Release);
+    }
+
+    /// Subtracts, and releases what was done before.
+    #[inline]
+    pub(crate) fn sub_release(&self, value: u64) {
+        self.0.fetch_sub(value, Release);
     }
 
     /// Subtracts, after all that the CPU did before and before all that it does after.

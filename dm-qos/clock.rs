@@ -3,29 +3,23 @@
 //! The time, as exactly as it is needed.
 //!
 //! To read the clock is much of what an I/O costs that limits let pass. While none is near, it is enough
-//! to know the time to a tick of the timer interrupt: the clock is read once a tick, and whoever comes
-//! in the same tick knows that it is not earlier, and not later than a tick after that.
+//! to know the time to a tick of the timer interrupt (`policy/coarse.rs`).
 
-use super::policy::gcra::{
-    Now,
-    TICKS_PER_NS, //
+use super::policy::{
+    coarse::Coarse,
+    gcra::{
+        Now,
+        TICKS_PER_NS, //
+    }, //
 };
 use ferrule::time::{
     jiffies,
     TICK_NSEC, //
 };
-use kernel::{
-    sync::atomic::{
-        Acquire,
-        Atomic,
-        Relaxed,
-        Release, //
-    },
-    time::{
-        Delta,
-        Instant,
-        Monotonic, //
-    }, //
+use kernel::time::{
+    Delta,
+    Instant,
+    Monotonic, //
 };
 
 /// When time begins: the same for all clocks of the module.
@@ -41,18 +35,14 @@ impl Epoch {
 /// A clock that began at 0.
 pub(crate) struct Clock {
     epoch: Epoch,
-    /// When somebody looked last, in ticks.
-    seen: Atomic<u64>,
-    /// The jiffy in which that was, or an earlier one.
-    jiffy: Atomic<usize>,
+    coarse: Coarse,
 }
 
 impl Clock {
     pub(crate) fn new(epoch: Epoch) -> Self {
         Self {
             epoch,
-            seen: Atomic::new(0),
-            jiffy: Atomic::new(jiffies()),
+            coarse: Coarse::new(jiffies() as u64),
         }
     }
 
@@ -71,24 +61,16 @@ impl Clock {
         if burst < 2 * TICK_NSEC * TICKS_PER_NS {
             return Now::at(self.now());
         }
-        let jiffy = jiffies();
-        // Pairs with the release in `look`: what is seen is not older than its jiffy.
-        if self.jiffy.load(Acquire) == jiffy {
-            let seen = self.seen.load(Relaxed);
-            return Now::between(seen, seen + TICK_NSEC * TICKS_PER_NS);
+        let jiffy = jiffies() as u64;
+        match self.coarse.get(jiffy, TICK_NSEC * TICKS_PER_NS) {
+            Some(now) => now,
+            None => self.look(jiffy),
         }
-        self.look(jiffy)
     }
 
     #[cold]
-    fn look(&self, jiffy: usize) -> Now {
-        let seen = self.seen.load(Relaxed);
-        let now = self.now();
-        // Whoever was kept from this for long must not set it back.
-        if self.seen.cmpxchg(seen, now, Relaxed).is_ok() {
-            self.jiffy.store(jiffy, Release);
-        }
-        Now::at(now)
+    fn look(&self, jiffy: u64) -> Now {
+        self.coarse.look(jiffy, || self.now())
     }
 
     /// A time of this clock, in nanoseconds after its beginning, as kernel timers know it.

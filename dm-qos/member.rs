@@ -15,6 +15,7 @@ use super::{
             Limits, //
         },
         mclock::Slot,
+        waiting::Waiting, //
     },
     queue::{
         Allowed,
@@ -114,10 +115,7 @@ pub(crate) struct Member {
     pub(crate) part: Limits,
     #[pin]
     pub(crate) traffic: Traffic,
-    /// Bios of each direction that are held or being submitted after having been.
-    waiting: [Atomic<u64>; 2],
-    /// Those of them that are urgent, until they are taken out to be submitted.
-    urgent: Atomic<u64>,
+    waiting: Waiting,
     /// A [`Mode`].
     mode: Atomic<i32>,
     /// Since when it is that, in ticks.
@@ -160,8 +158,7 @@ impl Member {
                 ahead: Limits::new(),
                 part: Limits::new(),
                 traffic <- Traffic::new(),
-                waiting: [Atomic::new(0), Atomic::new(0)],
-                urgent: Atomic::new(0),
+                waiting: Waiting::new(),
                 mode: Atomic::new(Mode::Limited as i32),
                 mode_since: Atomic::new(0),
                 is_zoned,
@@ -225,39 +222,33 @@ impl Member {
     /// How many wait in a direction.
     #[inline]
     pub(crate) fn waiting(&self, direction: Direction) -> u64 {
-        self.waiting[direction as usize].load(Acquire)
+        self.waiting.of(direction)
     }
 
     /// Does nothing wait?
     #[inline]
     pub(crate) fn nothing_waits(&self) -> bool {
-        let [reads, writes] = &self.waiting;
-        reads.load(Acquire) | writes.load(Acquire) == 0
+        self.waiting.is_empty()
     }
 
     /// A bio waits from now on. Called with the group's state locked.
     pub(crate) fn begins_to_wait(&self, bio: &HeldBio<Held>) {
-        self.waiting[bio.direction() as usize].add(1, Relaxed);
-        if bio.data().is_urgent {
-            self.urgent.add(1, Relaxed);
-        }
+        self.waiting.begin(bio.direction(), bio.data().is_urgent);
     }
 
     /// Does anything wait that is urgent?
     pub(crate) fn has_urgent_waiting(&self) -> bool {
-        self.urgent.load(Relaxed) != 0
+        self.waiting.has_urgent()
     }
 
     /// A bio that waited was taken out. Called with the group's state locked.
     pub(crate) fn is_taken_out(&self, bio: &HeldBio<Held>) {
-        if bio.data().is_urgent {
-            self.urgent.fetch_sub(1, Relaxed);
-        }
+        self.waiting.take_out(bio.data().is_urgent);
     }
 
     /// A bio that waited, and was taken out, leaves by itself rather than by [`Self::send`].
     pub(crate) fn ceases_to_wait(&self, direction: Direction) {
-        self.waiting[direction as usize].fetch_sub(1, Release);
+        self.waiting.leave(direction, 1);
     }
 
     /// Has a bio submitted that was taken out, after all that were before. Any context but hard
@@ -300,10 +291,11 @@ impl Member {
                     }
                 }
             });
-            for (waiting, count) in self.waiting.iter().zip(counts) {
+            for direction in [Direction::Read, Direction::Write] {
+                let count = counts[direction as usize];
                 if count != 0 {
                     // Only now may others pass.
-                    waiting.fetch_sub(count, Release);
+                    self.waiting.leave(direction, count);
                 }
             }
         }

@@ -13,6 +13,7 @@ use super::{
     Direction, //
 };
 
+pub(crate) mod coarse;
 pub(crate) mod gcra;
 pub(crate) mod heap;
 pub(crate) mod histogram;
@@ -21,3 +22,4 @@ pub(crate) mod mclock;
 pub(crate) mod room;
 pub(crate) mod settings;
 pub(crate) mod turns;
+pub(crate) mod waiting;

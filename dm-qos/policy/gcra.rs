@@ -101,7 +101,7 @@ impl Rate {
 /// An I/O is let through when it may leave at the earliest that it can be, and is charged as of the
 /// latest. That is on the safe side: it may be found too early, though it is not, but never the other
 /// way around.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Now {
     earliest: u64,
     latest: u64,

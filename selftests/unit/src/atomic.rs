@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{
     fence, AtomicU64 as Inner,
-    Ordering::{Relaxed, SeqCst},
+    Ordering::{Acquire, Relaxed, Release, SeqCst},
 };
 
 pub(crate) struct AtomicU64(Inner);
@@ -28,6 +28,22 @@ impl AtomicU64 {
 
     pub(crate) fn add(&self, value: u64) {
         self.0.fetch_add(value, Relaxed);
+    }
+
+    pub(crate) fn sub(&self, value: u64) {
+        self.0.fetch_sub(value, Relaxed);
+    }
+
+    pub(crate) fn load_acquire(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    pub(crate) fn store_release(&self, value: u64) {
+        self.0.store(value, Release);
+    }
+
+    pub(crate) fn sub_release(&self, value: u64) {
+        self.0.fetch_sub(value, Release);
     }
 
     pub(crate) fn sub_full(&self, value: u64) {
