@@ -130,6 +130,15 @@ class GuestError(Exception):
     """The guest did not do what it was asked: it hung, died or could not start."""
 
 
+class Splat(AssertionError):
+    """A kernel log says that something is wrong. A test that passes afterwards is no excuse."""
+
+
+def find_splats(lines: list[str]) -> list[str]:
+    """The lines of a kernel log that say that something is wrong."""
+    return [line for line in lines if any(splat in line for splat in SPLATS)]
+
+
 @dataclasses.dataclass
 class Options:
     """What a guest is made of."""
@@ -395,6 +404,8 @@ class Guest:
         self.process: subprocess.Popen | None = None
         self._reader: threading.Thread | None = None
         self.qmp: Qmp | None = None
+        # What cpu_seconds() said last.
+        self.cpu = 0.0
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
         self._lines: list[str] = []
         self._arrived = threading.Condition()
@@ -571,7 +582,9 @@ class Guest:
                 fields = stat.read_text().rpartition(")")[2].split()
                 if int(fields[3]) == self.process.pid:
                     ticks += sum(int(field) for field in fields[11:15])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        # When it has ended, what is known is what it was before.
+        self.cpu = max(self.cpu, ticks / os.sysconf("SC_CLK_TCK"))
+        return self.cpu
 
     def tail(self) -> str:
         """The end of the kernel log."""
@@ -580,11 +593,13 @@ class Guest:
 
     def log_lines(self) -> list[str]:
         """The kernel log so far."""
+        if not self.log.exists():
+            return []
         return self.log.read_text(errors="replace").replace("\r", "").splitlines()
 
     def check_log(self) -> list[str]:
         """The lines of the kernel log that say that something is wrong."""
-        return [line for line in self.log_lines() if any(splat in line for splat in SPLATS)]
+        return find_splats(self.log_lines())
 
     def stop(self) -> None:
         """Power off; kill what does not end."""
@@ -592,6 +607,7 @@ class Guest:
             self.qmp.close()
             self.qmp = None
         if self.process.poll() is None:
+            self.cpu_seconds()
             try:
                 self.process.stdin.write(b"exit\n")
                 self.process.stdin.flush()
@@ -602,6 +618,8 @@ class Guest:
 
     def kill(self) -> None:
         """Kill the guest and all that was started for it."""
+        if self.process.poll() is None:
+            self.cpu_seconds()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

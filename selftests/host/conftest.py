@@ -33,19 +33,22 @@ def pytest_collection_modifyitems(config, items):
 @contextlib.contextmanager
 def guests_of(name, must_be_clean=True):
     """boot(**options): start a guest, with guest.qmp if it is QEMU's. Its log must be clean."""
-    with contextlib.ExitStack() as stack:
-        guests = []
+    guests = []
+    try:
+        with contextlib.ExitStack() as stack:
 
-        def boot(**options):
-            log = ROOT / "out" / "check" / f"host-{name}-{len(guests) + 1}.log"
-            qmp = options.get("kernel") != "uml"
-            guest = stack.enter_context(vm.Guest(vm.Options(qmp=qmp, log=log, **options)))
-            guests.append(guest)
-            return guest
+            def boot(**options):
+                log = ROOT / "out" / "check" / f"host-{name}-{len(guests) + 1}.log"
+                qmp = options.get("kernel") != "uml"
+                guests.append(vm.Guest(vm.Options(qmp=qmp, log=log, **options)))
+                return stack.enter_context(guests[-1])
 
-        yield boot
+            yield boot
+    finally:
+        # Also when the test has failed, which may be for just that reason.
         wrong = [line for guest in guests for line in guest.check_log()]
-    assert not (wrong and must_be_clean), wrong
+        if wrong and must_be_clean:
+            raise vm.Splat(wrong)
 
 
 @pytest.fixture(name="boot")
