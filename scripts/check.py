@@ -8,6 +8,10 @@ short list on a distribution's own kernel. With --kernel release: the same witho
 --kernel checking: the functional selftests on a kernel with lockdep, KASAN and object checks. With
 --kernel stock-NAME: what depends on the kernel.
 
+A case that fails is run once more by itself, when all others are done. If it passes then, it is
+printed as unstable and counts as passed; more than two unstable ones fail. What a kernel log says,
+leaks and taint stay failures whatever happens then. Both outputs are in out/check/again/.
+
 The last line is "N passed, N failed, N skipped"; the status is non-zero when anything failed.
 """
 
@@ -15,10 +19,13 @@ import argparse
 import concurrent.futures
 import copy
 import dataclasses
+import functools
+import glob
 import itertools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +36,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import vm
+from verdicts import Again, Report, say
 
 ROOT = vm.ROOT
 SELFTESTS = ROOT / "selftests"
@@ -37,6 +45,10 @@ OUT = ROOT / "out" / "check"
 TAINT_ALLOWED = 1 << 12 | 1 << 13 | 1 << 18
 KERNELS_OWN = re.compile(r'comm "(swapper/\d+|hardirq|softirq|kworker/\d+:\d+H?|swapon)"')
 ALLOCATED_AT = re.compile(r"jiffies (\d+)")
+# The rest of a shell command.
+WORDS = r"((?:\\\n|.)*)"
+# A test fails by this when a kernel log says that something is wrong.
+SPLAT = re.compile(r"^(E +)?vm\.Splat: ", re.M)
 KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 # What "# Runs:" calls the kernels.
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking", **dict.fromkeys(vm.STOCK, "vm")}
@@ -52,6 +64,8 @@ CHECKED = (
     "test_in_tree_build",
 )
 SLOW = {"test_in_tree_build", "test_package"}
+# Of host unit tests.
+CRATES = ("unit", "vhost")
 # What also runs on a distribution's kernel when all tests do, and all that runs on an architecture
 # that is not this machine's, which takes long.
 SHORT = {
@@ -67,6 +81,7 @@ SHORT = {
 # Linux.
 ANY_KERNEL = {
     "test_balloon_vhost",
+    "test_check_guests",
     "test_headers_shipped",
     "test_in_tree",
     "test_in_tree_build",
@@ -85,31 +100,25 @@ TWO_GUESTS = {"test_stack", "test_iscsi", "test_balloonctl"}
 WAITING = {"test_balloon_vhost", "test_balloonctl", "test_balloonctl_libvirt"}
 
 
-def say(text: str) -> None:
-    """A progress line."""
-    print(f"== {text}", flush=True)
+def run_measured(report: Report, part: str, command: list, **options) -> tuple[int, str]:
+    """Run a command as a part of the run; its status and its standard output, if that is a pipe."""
+    began = time.monotonic()
+    with subprocess.Popen(command, text=True, **options) as process:
+        output = process.stdout.read() if process.stdout else ""
+        report.parts.add(part, began, reap(process))
+    return process.returncode, output
 
 
-class Report:
-    """What passed, failed and was skipped."""
+def reap(process: subprocess.Popen) -> float:
+    """Wait for its end; the CPU time that it took, with what it has waited for itself."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
 
-    def __init__(self):
-        self.counts = {"passed": 0, "failed": 0, "skipped": 0}
-        self.failed: list[str] = []
 
-    def add(self, name: str, status: str, detail: str = "") -> None:
-        """One test: passed, failed or skipped."""
-        self.counts[status] += 1
-        mark = {"passed": "ok", "failed": "FAILED", "skipped": "skipped"}[status]
-        print(f"{mark:8}{name}", flush=True)
-        if status != "passed" and detail:
-            print("\n".join(f"    {line}" for line in detail.splitlines()), flush=True)
-        if status == "failed":
-            self.failed.append(name)
-
-    def summary(self) -> str:
-        """The last line."""
-        return ", ".join(f"{self.counts[s]} {s}" for s in ("passed", "failed", "skipped"))
+def words_of(text: str) -> list[str]:
+    """The words of a shell command that may go over several lines."""
+    return re.findall(r"[\w-]+", text.replace("\\\n", " "))
 
 
 @dataclasses.dataclass
@@ -122,6 +131,8 @@ class Script:
     alone: bool
     timeout: int
     cases: list[str]
+    # Cases that are for some of these kernels only.
+    only_on: dict[str, list[str]]
 
     @property
     def name(self) -> str:
@@ -136,20 +147,30 @@ class Script:
         if not runs:
             return None
         timeout = re.search(r"^# Timeout: (\d+)$", text, re.M)
-        cases = re.search(r"^run_cases\s+((?:\\\n|.)*)", text, re.M)
+        # Commands of selftests/lib.sh.
+        cases = re.search(rf"^run_cases\s+{WORDS}", text, re.M)
+        only = re.findall(rf'^only_on\s+(\w+|"[\w ]+")\s+{WORDS}', text, re.M)
         return cls(
             path,
             runs[1].split(),
             bool(re.search(r"^# Alone:", text, re.M)),
             int(timeout[1]) if timeout else 60,
-            re.findall(r"[\w-]+", cases[1].replace("\\\n", " ")) if cases else [],
+            words_of(cases[1]) if cases else [],
+            {case: words_of(kernels) for kernels, names in only for case in words_of(names)},
         )
 
-    def chosen_cases(self, match: str) -> list[str] | None:
-        """Which cases match: [] for all of them, None for none."""
+    def cases_on(self, kernel: str) -> list[str]:
+        """Which cases are for this kernel."""
+        return [case for case in self.cases if RUNS[kernel] in self.only_on.get(case, self.runs)]
+
+    def chosen_cases(self, kernel: str, match: str) -> list[str] | None:
+        """Which cases are for this kernel and match: [] for all of them, None for none."""
+        if RUNS[kernel] not in self.runs:
+            return None
+        cases = self.cases_on(kernel)
         if re.search(match, self.name):
-            return []
-        return [case for case in self.cases if re.search(match, f"{self.name}/{case}")] or None
+            return [] if cases or not self.cases else None
+        return [case for case in cases if re.search(match, f"{self.name}/{case}")] or None
 
 
 class KtapParser:
@@ -164,8 +185,13 @@ class KtapParser:
         self.parser = kunit_parser
         self.silent = kunit_printer.Printer(print=False)
 
-    def add(self, report: Report, name: str, output: str) -> None:
-        """Add the leaves of a document to the report."""
+    def add(
+        self, report: Report, name: str, output: str, again: Callable[[str | None], Again]
+    ) -> None:
+        """Add the leaves of a document to the report.
+
+        `again` says how a case is run once more, or all of them.
+        """
         test = self.parser.parse_run_tests(output.splitlines(), self.silent)
         status = self.parser.TestStatus
         leaves = []
@@ -178,61 +204,82 @@ class KtapParser:
 
         walk(test, name)
         if leaves == [(name, test)]:
-            report.add(name, "failed", f"there is no test in it:\n{output[-4000:]}")
+            detail = f"there is no test in it:\n{output[-4000:]}"
+            report.add(name, "failed", detail, again(None))
             return
         known = {status.SUCCESS: "passed", status.SKIPPED: "skipped"}
         good = True
         for leaf, node in leaves:
             verdict = known.get(node.status, "failed")
             good = good and verdict != "failed"
-            report.add(leaf, verdict, "\n".join([*node.log, node.skip_reason]).strip())
+            detail = "\n".join([*node.log, node.skip_reason]).strip()
+            report.add(leaf, verdict, detail, again(leaf.removeprefix(f"{name}/")))
         if good and (test.counts.errors or not leaves):
-            report.add(f"{name}/output", "failed", f"this is not whole KTAP:\n{output[-4000:]}")
+            detail = f"this is not whole KTAP:\n{output[-4000:]}"
+            report.add(f"{name}/output", "failed", detail, again(None))
 
 
-def run_unit(report: Report, match: str, name: str = "unit") -> None:
-    """Host unit tests of the code that decides, or of another crate of the tests."""
+def run_unit(report: Report, match: str, name: str = "unit", only: str | None = None) -> str:
+    """Host unit tests of the code that decides, or of another crate of the tests; what cargo says.
+
+    All that match, or only the one that is named.
+    """
     say(f"host unit tests (cargo test, {name})")
     # It runs beside tests that measure rates.
     command = ["nice", "-n", "19", "cargo", "test", "--quiet"]
     command += ["--manifest-path", str(SELFTESTS / name / "Cargo.toml")]
-    command += ["--target-dir", str(ROOT / "out" / name), "--", "--format=pretty"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("RUSTC", "MAKEFLAGS")}
-    result = subprocess.run(
+    command += ["--target-dir", str(OUT.parent / name), "--", "--format=pretty"]
+    if only:
+        command += ["--exact", only]
+    status, output = run_measured(
+        report,
+        "unit tests",
         command,
-        env=environment,
+        env={k: v for k, v in os.environ.items() if k not in ("RUSTC", "MAKEFLAGS")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
     )
     verdicts = {"ok": "passed", "FAILED": "failed", "ignored": "skipped"}
     failed = 0
     for test, verdict in re.findall(
-        r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", result.stdout, re.M
+        r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)", output, re.M
     ):
         if re.search(match, f"{name}/{test}"):
-            report.add(f"{name}/{test}", verdicts[verdict], result.stdout[-6000:])
+            again = Again(output, lambda second, test=test: run_unit(second, "", name, test))
+            report.add(f"{name}/{test}", verdicts[verdict], output[-6000:], again)
             failed += verdict == "FAILED"
-    if result.returncode and not failed:
-        report.add(f"{name}/cargo test", "failed", result.stdout[-6000:])
+    if status and not failed:
+        report.add(f"{name}/cargo test", "failed", output[-6000:])
+    return output
+
+
+Entry = tuple[Script, list[str]]
+
+
+def chosen_scripts(kernel: str, match: str, short: bool = False) -> list[Entry]:
+    """The guest selftests that are for a kernel and match, with those of their cases that do."""
+    chosen = []
+    for path in sorted(SELFTESTS.glob("*/*.sh")):
+        script = Script.read(path)
+        if script and (not short or script.name in SHORT):
+            cases = script.chosen_cases(kernel, match)
+            if cases is not None:
+                chosen.append((script, cases))
+    return chosen
 
 
 class Queue:
     """The guest selftests of one kernel that are still to be run, for all of its guests."""
 
-    def __init__(
-        self, report: Report, kernel: str, kdir: pathlib.Path, match: str, short: bool = False
-    ):
+    def __init__(self, report: Report, kernel: str, kdir: pathlib.Path, entries: list[Entry]):
         self.report, self.kernel, self.kdir = report, kernel, kdir
         self.ktap = KtapParser(kdir)
         self.numbers = itertools.count(1)
-        self.left: list[tuple[Script, list[str]]] = []
-        for script in [Script.read(path) for path in sorted(SELFTESTS.glob("*/*.sh"))]:
-            if script and RUNS[kernel] in script.runs and (not short or script.name in SHORT):
-                cases = script.chosen_cases(match)
-                if cases is not None:
-                    self.left.append((script, cases))
+        self.left = list(entries)
+        # What scripts said, if somebody wants to know.
+        self.said: list[str] = []
+        config = kdir / ".config"
+        self.finds_leaks = "\nCONFIG_DEBUG_KMEMLEAK=y" in config.read_text()
 
     def take_alone(self) -> "Queue":
         """A queue of those that are to run alone."""
@@ -241,7 +288,7 @@ class Queue:
         self.left = [entry for entry in self.left if not entry[0].alone]
         return alone
 
-    def next(self) -> tuple[Script, list[str]] | None:
+    def next(self) -> Entry | None:
         """Other guests take from it, too."""
         try:
             return self.left.pop(0)
@@ -253,33 +300,57 @@ class Queue:
         for script, _ in self.left:
             self.report.add(f"{self.kernel}: {script.name}", "failed", "no guest boots")
 
+    def again(self, output: str, log: pathlib.Path, entries: list[Entry]) -> Again:
+        """How these are run once more, in a guest of their own."""
+
+        def run(second: Report) -> str:
+            by_themselves = copy.copy(self)
+            by_themselves.report, by_themselves.left = second, list(entries)
+            by_themselves.said = []
+            run_guest(by_themselves)
+            by_themselves.fail_what_is_left()
+            return "\n".join(by_themselves.said)
+
+        return Again(f"{output}\nkernel log: {log}\n", run)
+
+
+class GuestDiedError(vm.GuestError):
+    """A guest died under a script, which is reported."""
+
 
 def run_guest(queue: Queue) -> None:
     """Scripts from a queue, as many a boot as nothing goes wrong."""
     while queue.left:
-        ran = False
+        ran: list[Entry] = []
         name = f"{queue.kernel}-{next(queue.numbers)}"
         log = OUT / f"{name}.log"
         options = vm.Options(kernel=queue.kernel, kdir=queue.kdir, memory="1G", log=log)
         options.udev = False
         options.boot_timeout *= vm.SLOWNESS[queue.kernel]
-        say(f"booting a guest on the {queue.kernel} kernel (kernel log: {log.relative_to(ROOT)})")
+        say(f"booting a guest on the {queue.kernel} kernel (kernel log: {log})")
+        began = time.monotonic()
+        guest = vm.Guest(options)
         try:
-            with vm.Guest(options) as guest:
+            with guest:
                 # What was allocated before the first of our modules is none of ours.
                 booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
                 while entry := queue.next():
-                    ran = True
-                    run_script(queue, guest, *entry)
+                    ran.append(entry)
+                    run_script(queue, guest, ran)
                 finish_guest(queue.report, guest, f"{queue.kernel}: guest {name}", booted)
+        except GuestDiedError:
+            pass
         except vm.GuestError as error:
             queue.report.add(f"{queue.kernel}: guest {name}", "failed", str(error))
             if not ran:
                 return
+        finally:
+            queue.report.parts.add(f"guests {queue.kernel}", began, guest.cpu)
 
 
-def run_script(queue: Queue, guest: vm.Guest, script: Script, cases: list[str]) -> None:
-    """One script; a guest that dies under it is reported by name."""
+def run_script(queue: Queue, guest: vm.Guest, ran: list[Entry]) -> None:
+    """The last one of what a guest ran. One under which the guest dies is reported by name."""
+    script, cases = ran[-1]
     report, name = queue.report, f"{queue.kernel}: {script.name}"
     say(name)
     started, cpu = time.monotonic(), guest.cpu_seconds()
@@ -287,14 +358,31 @@ def run_script(queue: Queue, guest: vm.Guest, script: Script, cases: list[str]) 
     command = f"CASES={' '.join(cases)!r} bash {script.path}"
     lines: list[str] = []
     before = len(guest.check_log())
+    died = None
     try:
-        _, output = guest.run(command, timeout, lines.append)
+        guest.run(command, timeout, lines.append)
     except vm.GuestError as error:
-        report.add(f"{name}/guest", "failed", "\n".join([*lines[-30:], str(error)]))
-        raise
-    queue.ktap.add(report, name, output)
-    for line in guest.check_log()[before:]:
+        died = error
+    output = "\n".join(lines)
+    queue.said += [output, f"kernel log: {guest.log}", str(died or "")]
+    splats = guest.check_log()[before:]
+    for line in splats:
         report.add(f"{name}/kernel log", "failed", line)
+    if died:
+        # Nobody has looked for leaks of what it ran before: that is done then.
+        entries = ran if queue.finds_leaks else ran[-1:]
+        again = queue.again(f"{output}\n{died}", guest.log, entries)
+        detail = "\n".join([*lines[-30:], str(died)])
+        report.add(f"{name}/guest", "failed", detail, None if splats else again)
+        raise GuestDiedError(str(died))
+    queue.ktap.add(
+        report,
+        name,
+        output,
+        lambda case: queue.again(
+            output, guest.log, [(script, [case] if case in script.cases else cases)]
+        ),
+    )
     elapsed, cpu = time.monotonic() - started, guest.cpu_seconds() - cpu
     say(f"{name}: {elapsed:.0f} s, CPU time {cpu:.0f} s")
 
@@ -340,17 +428,24 @@ class HostTests:
     no_more: ClassVar[bool] = False
 
     @classmethod
-    def run(cls, report: Report, path: pathlib.Path, match: str) -> None:
-        """The tests of a file."""
+    def run(
+        cls, report: Report, path: pathlib.Path, match: str, kernel: str, only: str | None = None
+    ) -> str:
+        """The tests of a file that match, or only the one that is named; what pytest says.
+
+        `kernel` is that of their guests.
+        """
         prefix = {"host": "host: ", "tools": "unit/"}[path.parent.name]
         say(f"{prefix}{path.stem}")
-        results, log = OUT / f"{path.stem}.xml", OUT / f"{path.stem}.txt"
+        stem = f"{path.stem}.again" if only else path.stem
+        results, log = OUT / f"{stem}.xml", OUT / f"{stem}.txt"
         results.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += [f"{path}::{only}" if only else str(path)]
         command += [f"--junitxml={results}", "--tb=short"]
-        # For selftests/conftest.py.
-        environment = os.environ | {"FERRULE_MATCH": match}
-        started = time.monotonic()
+        # For selftests/conftest.py, and for vm.py.
+        environment = os.environ | {"FERRULE_MATCH": match, "FERRULE_HOST_KERNEL": kernel}
+        began = time.monotonic()
         with (
             log.open("w") as output,
             subprocess.Popen(
@@ -361,25 +456,46 @@ class HostTests:
             if cls.no_more:
                 pytest.terminate()
             # With what its guests have used.
-            _, status, usage = os.wait4(pytest.pid, 0)
-            pytest.returncode = os.waitstatus_to_exitcode(status)
+            cpu = reap(pytest)
             cls.running.discard(pytest)
+        part = {"host": f"host tests {kernel}", "tools": "tests of the tools"}[path.parent.name]
+        report.parts.add(part, began, cpu)
+        said = log.read_text(errors="replace")
         # All passed, some failed, none chosen.
         if pytest.returncode not in (0, 1, 5) or not results.exists():
-            report.add(f"{prefix}{path.stem}/pytest", "failed", log.read_text()[-6000:])
-            return
-        cases = list(xml.etree.ElementTree.parse(results).iter("testcase"))
-        for case in cases:
-            name = f"{prefix}{path.stem}/{case.get('name')}"
-            problem = next((e for e in case if e.tag in ("failure", "error", "skipped")), None)
-            if problem is None:
-                report.add(name, "passed")
-            else:
-                verdict = "skipped" if problem.tag == "skipped" else "failed"
-                report.add(name, verdict, f"{problem.get('message', '')}\n{problem.text or ''}")
+            report.add(f"{prefix}{path.stem}/pytest", "failed", said[-6000:])
+            return said
+        # One that fails, and then in its clean-up, too, is there twice.
+        cases: dict[str, list[xml.etree.ElementTree.Element]] = {}
+        for case in xml.etree.ElementTree.parse(results).iter("testcase"):
+            problems = [e for e in case if e.tag in ("failure", "error", "skipped")]
+            cases.setdefault(case.get("name"), []).extend(problems)
+        for name, problems in cases.items():
+            details = [
+                f"{problem.get('message', '')}\n{problem.text or ''}" for problem in problems
+            ]
+            verdict = "failed" if problems else "passed"
+            if problems and all(problem.tag == "skipped" for problem in problems):
+                verdict = "skipped"
+            again = None
+            if verdict == "failed" and not any(map(SPLAT.search, details)):
+                again = Again(
+                    said, functools.partial(cls._run_again, path=path, kernel=kernel, only=name)
+                )
+            report.add(f"{prefix}{path.stem}/{name}", verdict, "\n".join(details), again)
         if cases:
-            elapsed, cpu = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+            elapsed = time.monotonic() - began
             say(f"{prefix}{path.stem}: {elapsed:.0f} s, CPU time {cpu:.0f} s")
+        return said
+
+    @classmethod
+    def _run_again(cls, report: Report, path: pathlib.Path, kernel: str, only: str) -> str:
+        """One test. The kernel logs of the first time are kept, too."""
+        for name in (only, path.stem):
+            for log in OUT.glob(f"host-{glob.escape(name)}-*.log"):
+                report.folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, report.folder)
+        return cls.run(report, path, "", kernel, only)
 
     @classmethod
     def end(cls) -> None:
@@ -389,31 +505,48 @@ class HostTests:
             pytest.terminate()
 
 
-def names_of_tests() -> Iterator[str]:
-    """All of them, but for what parameters make of them."""
-    for path in sorted(SELFTESTS.rglob("*.sh")):
-        script = Script.read(path)
-        if script:
-            yield from (script.name, *(f"{script.name}/{case}" for case in script.cases))
-    for path in sorted(SELFTESTS.glob("*/test_*.py")):
-        prefix = {"host": "host", "tools": "unit", "package": "host"}[path.parent.name]
-        for test in re.findall(r"^ *def (test_\w+)", path.read_text(), re.M):
-            yield f"{prefix}/{path.stem}/{test}"
-    for crate in ("unit", "vhost"):
+def names_in(path: pathlib.Path) -> list[str]:
+    """The tests of a file for pytest, but for what parameters make of them."""
+    prefix = {"host": "host", "tools": "unit"}[path.parent.name]
+    tests = re.findall(r"^ *def (test_\w+)", path.read_text(), re.M)
+    return [f"{prefix}/{path.stem}/{test}" for test in tests]
+
+
+def chosen_crates(match: str) -> list[str]:
+    """The crates of host unit tests that have one that may match."""
+
+    def names_in_crate(crate: str) -> Iterator[str]:
         for path in sorted((SELFTESTS / crate / "src").rglob("*.rs")):
             # Its module, as cargo names it, and what is in there.
             for test in re.findall(r"\bfn (\w+)", path.read_text()):
                 yield f"{crate}/{path.stem}::tests::{test}"
 
+    return [crate for crate in CRATES if any(re.search(match, n) for n in names_in_crate(crate))]
 
-def build(kernel: str) -> pathlib.Path:
+
+def chosen_files(match: str, files: list[pathlib.Path]) -> list[pathlib.Path]:
+    """The files for pytest with a test that may match."""
+
+    def may_match(path: pathlib.Path) -> bool:
+        # check.py also prints "host: ". What has parameters in it cannot be known before.
+        names = [name for test in names_in(path) for name in (test, test.replace("/", ": ", 1))]
+        return "[" in match or any(re.search(match, name) for name in names)
+
+    return [path for path in files if may_match(path)]
+
+
+def build(report: Report, kernel: str) -> pathlib.Path:
     """The kernel and the modules for it."""
-    kdir = subprocess.run(
-        [ROOT / "scripts/kernel.sh", kernel], stdout=subprocess.PIPE, text=True, check=True
-    ).stdout.strip()
+    command = [ROOT / "scripts/kernel.sh", kernel]
+    status, output = run_measured(report, f"kernel {kernel}", command, stdout=subprocess.PIPE)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
+    kdir = output.strip()
     say(f"building the modules for the {kernel} kernel")
-    output = ROOT / "out/modules" / kernel
-    subprocess.run([ROOT / "scripts/modules.sh", kdir, output], check=True)
+    command = [ROOT / "scripts/modules.sh", kdir, ROOT / "out/modules" / kernel]
+    status, _ = run_measured(report, f"modules {kernel}", command)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
     return pathlib.Path(kdir)
 
 
@@ -481,66 +614,93 @@ def run_at_once(jobs: list[Job]) -> None:
             raise
 
 
-def jobs_of(report: Report, match: str, files: list[pathlib.Path]) -> list[Job]:
-    """Host-driven tests, the longest first."""
+def jobs_of(report: Report, match: str, kernel: str, files: list[pathlib.Path]) -> list[Job]:
+    """Host-driven tests with this kernel, the longest first."""
     first = {stem: number for number, stem in enumerate(LONGEST)}
     return [
-        Job(HostTests.run, (report, path, match), path.stem in TWO_GUESTS, path.stem in WAITING)
+        Job(
+            HostTests.run,
+            (report, path, match, kernel),
+            path.stem in TWO_GUESTS,
+            path.stem in WAITING,
+        )
         for path in sorted(files, key=lambda path: (first.get(path.stem, len(first)), path))
     ]
 
 
-def run_all(report: Report, kernel: str, match: str) -> None:
-    """All that needs no slow kernel, with this one in the VM."""
-    vm_queue, uml = (Queue(report, name, build(name), match) for name in (kernel, "uml"))
-    os.environ["FERRULE_HOST_KERNEL"] = kernel
-    units = [Job(run_unit, (report, match, crate)) for crate in ("unit", "vhost")]
-    run_at_once([Job(run_guest, (vm_queue.take_alone(),)), *units])
-    files = [path for area in ("host", "tools") for path in (SELFTESTS / area).glob("test_*.py")]
-    files = [path for path in files if path.stem not in SLOW]
+@dataclasses.dataclass
+class Chosen:
+    """Which tests match of those that are run with a kernel."""
+
+    kernel: str
+    match: str
+    scripts: list[Entry]
+    # For pytest.
+    files: list[pathlib.Path]
+
+    @classmethod
+    def of(cls, kernel: str, match: str, short: bool = False) -> "Chosen":
+        """`short`: only whether the modules load and work, and what only this kernel has."""
+        host, tools = (sorted((SELFTESTS / area).glob("test_*.py")) for area in ("host", "tools"))
+        if kernel == "uml" or kernel in vm.ARM:
+            files = []
+        elif kernel == "release":
+            files = [path for path in (*host, *tools) if path.stem not in SLOW]
+        elif kernel == "checking":
+            files = [path for path in host if path.stem in CHECKED]
+        elif short:
+            files = [path for path in host if path.stem == "test_dax"]
+        else:
+            files = [path for path in host if path.stem not in ANY_KERNEL | SLOW]
+            # Compilers differ in what they refuse, and in how they say so.
+            files += [path for path in tools if path.stem == "test_rules"]
+        scripts = chosen_scripts(kernel, match, short)
+        return cls(kernel, match, scripts, chosen_files(match, files))
+
+    def __bool__(self) -> bool:
+        return bool(self.scripts or self.files)
+
+    def needs_kernel(self) -> bool:
+        """Most tests of the host's tools need none."""
+        of_host = any(path.parent.name == "host" for path in self.files)
+        return bool(self.scripts or of_host or "test_rules" in [path.stem for path in self.files])
+
+    def queue(self, report: Report) -> Queue:
+        """Its scripts, once the kernel is built."""
+        return Queue(report, self.kernel, build(report, self.kernel), self.scripts)
+
+    def host_jobs(self, report: Report) -> list[Job]:
+        """Its files."""
+        return jobs_of(report, self.match, self.kernel, self.files)
+
+
+def run_all(report: Report, chosen: Chosen, uml: Chosen, crates: list[str]) -> None:
+    """All that needs no slow kernel, with the one that is chosen in the VM."""
+    queues = [chosen.queue(report)] if chosen.needs_kernel() else []
+    # Some files have user-mode Linux for their guests.
+    if uml.scripts or [path for path in chosen.files if path.stem in ANY_KERNEL]:
+        queues.append(uml.queue(report))
+    units = [Job(run_unit, (report, chosen.match, crate)) for crate in crates]
+    alone = [Job(run_guest, (queue.take_alone(),)) for queue in queues[:1] if chosen.scripts]
+    run_at_once([*alone, *units])
     # A further guest of a kernel shortens the end: it takes what scripts are left.
-    guests = [Job(run_guest, (queue,)) for queue in (vm_queue, uml)]
-    run_at_once([*guests, *jobs_of(report, match, files), *guests])
-    vm_queue.fail_what_is_left()
-    uml.fail_what_is_left()
+    guests = [Job(run_guest, (queue,)) for queue in queues]
+    run_at_once([*guests, *chosen.host_jobs(report), *guests])
+    for queue in queues:
+        queue.fail_what_is_left()
 
 
-def run_checking(report: Report, match: str) -> None:
-    """The functional tests on a kernel with all checks."""
-    queue = Queue(report, "checking", build("checking"), match)
-    run_guest(queue)
-    queue.fail_what_is_left()
-    os.environ["FERRULE_HOST_KERNEL"] = "checking"
-    for name in CHECKED:
-        HostTests.run(report, SELFTESTS / "host" / f"{name}.py", match)
-
-
-def run_stock(report: Report, kernel: str, match: str) -> None:
-    """What depends on the kernel, on one of a distribution."""
-    if kernel in vm.ARM:
-        run_short(report, kernel, match)
-        return
-    queue = Queue(report, kernel, build(kernel), match)
-    run_guest(queue.take_alone())
-    os.environ["FERRULE_HOST_KERNEL"] = kernel
-    files = [
-        path
-        for path in (SELFTESTS / "host").glob("test_*.py")
-        if path.stem not in ANY_KERNEL | SLOW
-    ]
-    # Compilers differ in what they refuse, and in how they say so.
-    files.append(SELFTESTS / "tools" / "test_rules.py")
-    guest = Job(run_guest, (queue,))
-    run_at_once([guest, *jobs_of(report, match, files), guest])
-    queue.fail_what_is_left()
-
-
-def run_short(report: Report, kernel: str, match: str) -> None:
-    """Whether the modules load and work on a distribution's kernel, and what only that has."""
-    queue = Queue(report, kernel, build(kernel), match, short=True)
-    os.environ["FERRULE_HOST_KERNEL"] = kernel
-    files = [] if kernel in vm.ARM else [SELFTESTS / "host" / "test_dax.py"]
-    run_at_once([Job(run_guest, (queue,)), *jobs_of(report, match, files)])
+def run_on(report: Report, chosen: Chosen) -> None:
+    """All that is chosen, on another kernel, beside each other where that is fast enough."""
+    queue = chosen.queue(report)
+    if chosen.kernel == "checking":
+        run_guest(queue)
+        for job in chosen.host_jobs(report):
+            job.function(*job.arguments)
+    else:
+        run_guest(queue.take_alone())
+        guest = Job(run_guest, (queue,))
+        run_at_once([guest, *chosen.host_jobs(report), guest])
     queue.fail_what_is_left()
 
 
@@ -552,42 +712,39 @@ def main() -> int:
     args = parser.parse_args()
     vm.kill_guests_on_signal()
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-    OUT.mkdir(parents=True, exist_ok=True)
-    report = Report()
-    # What has parameters in it cannot be known before.
-    if "[" not in args.match and not any(re.search(args.match, n) for n in names_of_tests()):
+    whole = {None: ["release", "uml"], "release": ["release", "uml"], "stock-all": []}
+    short = {None: [vm.STOCK[0]], "stock-all": vm.STOCK}
+    chosen = [Chosen.of(name, args.match) for name in whole.get(args.kernel, [args.kernel])]
+    rest = [
+        Chosen.of(name, args.match, args.kernel is None or name in vm.ARM)
+        for name in short.get(args.kernel, [])
+    ]
+    crates = chosen_crates(args.match) if args.kernel in (None, "release") else []
+    packages = [SELFTESTS / "host/test_package.py"] if args.kernel == "stock-all" else []
+    packages = chosen_files(args.match, packages)
+    if not any((*chosen, *rest, crates, packages)):
         print(f"error: no test matches {args.match!r}", file=sys.stderr)
         return 2
-    started = time.monotonic()
+    OUT.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(OUT / "again", ignore_errors=True)
+    report = Report(OUT / "again")
     try:
-        match args.kernel:
-            case None:
-                run_all(report, "release", args.match)
-                run_short(report, vm.STOCK[0], args.match)
-            case "release":
-                run_all(report, args.kernel, args.match)
-            case "checking":
-                run_checking(report, args.match)
-            case "stock-all":
-                for kernel in vm.STOCK:
-                    run_stock(report, kernel, args.match)
-                HostTests.run(report, SELFTESTS / "host/test_package.py", args.match)
-            case "uml":
-                queue = Queue(report, args.kernel, build(args.kernel), args.match)
-                run_guest(queue)
-                queue.fail_what_is_left()
-            case _:
-                run_stock(report, args.kernel, args.match)
+        if args.kernel in (None, "release"):
+            run_all(report, *chosen, crates)
+        else:
+            rest = [*chosen, *rest]
+        for one in rest:
+            if one:
+                run_on(report, one)
+        for path in packages:
+            HostTests.run(report, path, args.match, vm.STOCK[0])
     except subprocess.CalledProcessError as error:
         report.add(f"build ({pathlib.Path(error.cmd[0]).name})", "failed", str(error))
-    for name in report.failed:
-        print(f"failed: {name}")
-    say(f"{(time.monotonic() - started) / 60:.0f} minutes")
-    if not any(report.counts.values()):
+    report.run_again()
+    if not report.entries:
         print(f"error: no test matches {args.match!r}", file=sys.stderr)
         return 2
-    print(report.summary())
-    return 1 if report.counts["failed"] else 0
+    return report.finish()
 
 
 if __name__ == "__main__":

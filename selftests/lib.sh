@@ -8,7 +8,11 @@
 #
 #	. "$(dirname "$0")/../lib.sh"
 #	held_bios_leave_on_suspend() { ...; check "..." COMMAND; }
-#	run_cases held_bios_leave_on_suspend ...
+#	only_on vm rates_are_kept ...
+#	run_cases held_bios_leave_on_suspend rates_are_kept ...
+#
+# "# Runs:" in its header says on which kernels it runs: vm, uml (user-mode Linux) or checking. Some
+# cases are for fewer of them: only_on. (scripts/check.py reads all three.)
 #
 # A case fails when a check in it fails or when it returns non-zero. `skip REASON` in a case
 # skips it. Clean-up commands given to `at_exit` run when the case ends, last first.
@@ -232,12 +236,32 @@ kmsg_since_mark() {
 	dmesg | sed "1,/$CASE_KMSG_MARK/d"
 }
 
+# only_on "KERNEL..." CASE...: run_cases leaves them out on other kernels, even if CASES has them.
+declare -A ONLY_ON=()
+only_on() {
+	local kernels=$1 name
+	shift
+	for name in "$@"; do
+		ONLY_ON[$name]=$kernels
+	done
+}
+
+# is_for_this_kernel CASE
+is_for_this_kernel() {
+	local here=vm
+	case $FERRULE_KERNEL in
+	uml | checking) here=$FERRULE_KERNEL ;;
+	native) here=uml ;;
+	esac
+	[ -z "${ONLY_ON[$1]:-}" ] || [[ " ${ONLY_ON[$1]} " == *" $here "* ]]
+}
+
 # run_cases NAME...: each in a subshell of its own, in order. CASES="a b" selects.
 run_cases() {
-	local name number=0 failed=0 status hung
-	local cases=("$@")
-	# shellcheck disable=SC2206 # a list of words
-	[ -z "${CASES:-}" ] || cases=($CASES)
+	local name number=0 failed=0 status hung cases=()
+	for name in ${CASES:-"$@"}; do
+		! is_for_this_kernel "$name" || cases+=("$name")
+	done
 	CASE_SKIP=$(mktemp)
 	echo "KTAP version 1"
 	echo "1..${#cases[@]}"

@@ -292,16 +292,11 @@ cgroups_take_turns() {
 }
 
 # Other kernels are too slow for rates.
-case $FERRULE_KERNEL in
-uml)
-	: "${CASES:=no_more_are_in_flight_than_the_depth the_capacity_belongs_to_the_group \
-		no_more_is_reserved_than_there_is what_needs_a_group_is_refused_without \
-		one_leaves_while_others_wait members_come_and_go_under_load cgroups_take_turns}"
-	;;
-checking)
-	: "${CASES:=one_leaves_while_others_wait members_come_and_go_under_load}"
-	;;
-esac
+only_on vm capacity_is_shared_by_weight a_reservation_holds_whatever_the_neighbours_do \
+	what_one_does_not_use_the_others_get a_members_own_limit_holds_in_a_group \
+	bytes_can_be_shared_too
+only_on "vm uml" no_more_are_in_flight_than_the_depth the_capacity_belongs_to_the_group \
+	no_more_is_reserved_than_there_is what_needs_a_group_is_refused_without cgroups_take_turns
 set_up || exit
 run_cases capacity_is_shared_by_weight a_reservation_holds_whatever_the_neighbours_do \
 	what_one_does_not_use_the_others_get a_members_own_limit_holds_in_a_group \

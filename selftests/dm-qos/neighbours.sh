@@ -363,14 +363,12 @@ who_is_not_known_does_not_wait_for_all_the_others() {
 	check_within "I/Os of all, for 20 of one" $(($(field q write_ios) - before)) 20 800
 }
 
-case $FERRULE_KERNEL in
-uml)
-	: "${CASES:=a_disk_that_hangs_takes_no_depth_from_who_reserved \
-		a_group_on_top_of_itself_is_refused a_group_on_top_of_itself_by_a_loop_goes_on \
-		a_new_table_forgives_nothing what_was_accepted_can_be_resumed_in_any_order \
-		two_who_change_a_group_lose_nothing no_thread_for_each_device}"
-	;;
-esac
+# User-mode Linux is too slow for rates.
+only_on vm metadata_leaves_room_for_the_rest a_reservation_holds_beside_metadata \
+	a_slow_disk_delays_its_own_only the_same_limit_again_opens_nothing \
+	lines_that_say_the_same_are_one_device swapped_in_at_once \
+	a_file_system_that_is_frozen_writes_within_the_limits \
+	who_is_not_known_does_not_wait_for_all_the_others
 set_up || exit
 run_cases metadata_leaves_room_for_the_rest a_reservation_holds_beside_metadata \
 	a_slow_disk_delays_its_own_only a_disk_that_hangs_takes_no_depth_from_who_reserved \

@@ -141,8 +141,6 @@ iostat_of() {
 
 set_up && io_serves || exit
 # procps' vmstat does not start where /proc/cpuinfo names no cores.
-[ "$FERRULE_KERNEL" != uml ] || : "${CASES:=what_is_done_is_counted_above_and_below \
-	what_waits_is_in_the_times_and_not_in_flight dmstats_counts_what_is_done \
-	iostat_shows_the_limit}"
+only_on vm vmstat_shows_the_limit
 run_cases what_is_done_is_counted_above_and_below what_waits_is_in_the_times_and_not_in_flight \
 	dmstats_counts_what_is_done iostat_shows_the_limit vmstat_shows_the_limit
