@@ -16,6 +16,8 @@ override KERNEL := $(patsubst stock:%,stock-%,$(patsubst stock,stock:$(stock),$(
 build := $(if $(filter stock-%,$(KERNEL)),$(if $(KDIR),build,stock),build)
 # Tests whose name matches.
 T ?=
+# Which implementation the tests are about: c, or ours.
+PEER ?=
 # Which benchmarks; none: all.
 B ?=
 export KDIR KSRC V
@@ -31,7 +33,7 @@ help: ## this list
 	@sed -n 's/^\([a-zA-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14 | sed 's/^/  make /'
 	@echo
 	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo and vm without it),'
-	@echo 'release (built here: all others without it), checking or uml; T=PATTERN (check), B=NAME (bench),'
+	@echo 'release (built here: all others without it), checking or uml; T=PATTERN and PEER=c (check), B=NAME (bench),'
 	@echo 'KDIR=a built kernel of your own, or the headers of one, KSRC=a kernel source tree of your own,'
 	@echo 'RUSTC, LLVM (such as -22), BINDGEN, V=1, FERRULE_CACHE (source, kernels, tools; ~/.cache/ferrule),'
 	@echo 'FERRULE_MIRROR (of Debian). The names of stock kernels: scripts/config/stock.list'
@@ -46,9 +48,10 @@ demo-stack: ## a database over qos, multipath, iSCSI and a thin pool, while link
 	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
 	"$$VENV/bin/python3" scripts/demo_stack.py --kernel "$(KERNEL)" --kdir "$$kdir"
 
-check: ## all tests, or those that match T=PATTERN; KERNEL=: those that depend on it, on that kernel
+check: ## all tests, or those that match T=PATTERN; KERNEL=: those for that kernel; PEER=c: of the C drivers
 	@$(call tools,$(build) $(if $(all),build stock) vm test); export V; \
-	"$$VENV/bin/python3" scripts/check.py $(if $(all),,--kernel "$(KERNEL)") --match "$(T)"
+	"$$VENV/bin/python3" scripts/check.py $(if $(all),,--kernel "$(KERNEL)") --match "$(T)" \
+		$(if $(PEER),--peer "$(PEER)")
 
 bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME
 	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \

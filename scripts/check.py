@@ -8,6 +8,9 @@ short list on a distribution's own kernel. With --kernel release: the same witho
 --kernel checking: the functional selftests on a kernel with lockdep, KASAN and object checks. With
 --kernel stock-NAME: what depends on the kernel.
 
+With --peer c the tests of our drivers are run against the C drivers that they take the place of.
+What those are known to fail is in selftests/peer-c.txt: it must fail, and nothing else may.
+
 A case that fails is run once more by itself, when all others are done. If it passes then, it is
 printed as unstable and counts as passed; more than two unstable ones fail. What a kernel log says,
 leaks and taint stay failures whatever happens then. Both outputs are in out/check/again/.
@@ -36,7 +39,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 import vm
-from verdicts import Again, Report, say
+from verdicts import Again, Report, read_differences, say
 
 ROOT = vm.ROOT
 SELFTESTS = ROOT / "selftests"
@@ -54,6 +57,9 @@ KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking", **dict.fromkeys(vm.STOCK, "vm")}
 # A test may run this much longer than it says, beside others.
 BUSY = 3
+# Which implementation is tested: "c", or ours. Guests and pytest are told.
+PEER = vm.PEER
+DIFFERENCES = SELFTESTS / "peer-c.txt"
 # How many guests at once: more find no time for their timers.
 AT_ONCE = max(os.cpu_count() or 2, 2)
 # Host-driven tests that run with the checking kernel, and those that take too long otherwise.
@@ -133,6 +139,9 @@ class Script:
     cases: list[str]
     # Cases that are for some of these kernels only.
     only_on: dict[str, list[str]]
+    # Why it makes no sense of the C driver, if it does not; and cases that do not.
+    ours: str | None
+    ours_only: dict[str, str]
 
     @property
     def name(self) -> str:
@@ -150,6 +159,8 @@ class Script:
         # Commands of selftests/lib.sh.
         cases = re.search(rf"^run_cases\s+{WORDS}", text, re.M)
         only = re.findall(rf'^only_on\s+(\w+|"[\w ]+")\s+{WORDS}', text, re.M)
+        ours = re.search(r"^# Ours: (.*)$", text, re.M)
+        ours_only = re.findall(rf'^ours_only\s+"(.*?)"\s+{WORDS}', text, re.M)
         return cls(
             path,
             runs[1].split(),
@@ -157,6 +168,8 @@ class Script:
             int(timeout[1]) if timeout else 60,
             words_of(cases[1]) if cases else [],
             {case: words_of(kernels) for kernels, names in only for case in words_of(names)},
+            ours[1] if ours else None,
+            {case: reason for reason, names in ours_only for case in words_of(names)},
         )
 
     def cases_on(self, kernel: str) -> list[str]:
@@ -278,6 +291,11 @@ class Queue:
         self.left = list(entries)
         # What scripts said, if somebody wants to know.
         self.said: list[str] = []
+        if PEER:
+            for script, _ in self.left:
+                if script.ours:
+                    report.add(f"{kernel}: {script.name}", "skipped", f"only ours: {script.ours}")
+            self.left = [entry for entry in self.left if not entry[0].ours]
         config = kdir / ".config"
         self.finds_leaks = "\nCONFIG_DEBUG_KMEMLEAK=y" in config.read_text()
 
@@ -654,6 +672,9 @@ class Chosen:
             files = [path for path in host if path.stem not in ANY_KERNEL | SLOW]
             # Compilers differ in what they refuse, and in how they say so.
             files += [path for path in tools if path.stem == "test_rules"]
+        if PEER:
+            # What is left is not about a driver.
+            files = [path for path in files if path in host]
         scripts = chosen_scripts(kernel, match, short)
         return cls(kernel, match, scripts, chosen_files(match, files))
 
@@ -709,7 +730,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", choices=[*RUNS, "stock-all"], help="none: all tests")
     parser.add_argument("--match", default="", help="only tests whose name has this (a regex)")
+    parser.add_argument("--peer", choices=["c"], help="which implementation; none: ours")
     args = parser.parse_args()
+    if args.peer and not PEER:
+        # From the start, as all that is imported looks at it.
+        os.environ["FERRULE_PEER"] = args.peer
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     vm.kill_guests_on_signal()
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
     whole = {None: ["release", "uml"], "release": ["release", "uml"], "stock-all": []}
@@ -719,7 +745,8 @@ def main() -> int:
         Chosen.of(name, args.match, args.kernel is None or name in vm.ARM)
         for name in short.get(args.kernel, [])
     ]
-    crates = chosen_crates(args.match) if args.kernel in (None, "release") else []
+    is_all_of_ours = args.kernel in (None, "release") and not PEER
+    crates = chosen_crates(args.match) if is_all_of_ours else []
     packages = [SELFTESTS / "host/test_package.py"] if args.kernel == "stock-all" else []
     packages = chosen_files(args.match, packages)
     if not any((*chosen, *rest, crates, packages)):
@@ -727,7 +754,8 @@ def main() -> int:
         return 2
     OUT.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(OUT / "again", ignore_errors=True)
-    report = Report(OUT / "again")
+    differences = read_differences(DIFFERENCES) if PEER else {}
+    report = Report(OUT / "again", differences=differences)
     try:
         if args.kernel in (None, "release"):
             run_all(report, *chosen, crates)

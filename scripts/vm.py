@@ -124,6 +124,10 @@ MCONSOLE_VERSION = 2
 
 # Which kernel guests have that are not told, as those of the tests that the host drives.
 KERNEL = os.environ.get("FERRULE_HOST_KERNEL", "release")
+# Which implementation tests are about: "c", the C drivers that ours take the place of, or ours.
+PEER = os.environ.get("FERRULE_PEER", "")
+# The balloon driver that they are about.
+BALLOON = "virtio_balloon" if PEER else "virtio_balloon_rs"
 
 
 class GuestError(Exception):
@@ -524,6 +528,7 @@ class Guest:
         """Start a script; wait() takes its result. For what the host does meanwhile."""
         settings = {
             "FERRULE_KERNEL": self.options.kernel,
+            "FERRULE_PEER": PEER,
             "FERRULE_MODULES": str(ROOT / "out" / "modules" / self.options.kernel),
             "FERRULE_SERVERS": str(CACHE / "tools" / "servers"),
         }

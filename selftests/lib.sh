@@ -14,11 +14,17 @@
 # "# Runs:" in its header says on which kernels it runs: vm, uml (user-mode Linux) or checking. Some
 # cases are for fewer of them: only_on. (scripts/check.py reads all three.)
 #
+# With FERRULE_PEER=c a script tests the C driver of the kernel in place of ours, by the same cases.
+# "# Ours: REASON" in the header of a script, or ours_only for cases, says what makes no sense
+# of it.
+#
 # A case fails when a check in it fails or when it returns non-zero. `skip REASON` in a case
 # skips it. Clean-up commands given to `at_exit` run when the case ends, last first.
 
 # Which kernel this is: release, checking or uml. Timing is asserted on release only.
 : "${FERRULE_KERNEL:=release}"
+# Which implementation: ours, or with "c" the C driver that it takes the place of.
+: "${FERRULE_PEER:=}"
 # Where the modules are: the output of `make modules`, or empty for modprobe.
 : "${FERRULE_MODULES:=}"
 
@@ -256,6 +262,21 @@ is_for_this_kernel() {
 	[ -z "${ONLY_ON[$1]:-}" ] || [[ " ${ONLY_ON[$1]} " == *" $here "* ]]
 }
 
+# ours_only REASON CASE...: with FERRULE_PEER=c run_cases skips these, for they make no sense of the
+# C driver. (A case that the C driver fails is none of them: it is in selftests/peer-c.txt.)
+declare -A OURS_ONLY=()
+ours_only() {
+	local reason=$1 name
+	shift
+	for name in "$@"; do
+		OURS_ONLY[$name]=$reason
+	done
+}
+
+is_about_the_peer() {
+	[ -n "$FERRULE_PEER" ]
+}
+
 # run_cases NAME...: each in a subshell of its own, in order. CASES="a b" selects.
 run_cases() {
 	local name number=0 failed=0 status hung cases=()
@@ -267,6 +288,10 @@ run_cases() {
 	echo "1..${#cases[@]}"
 	for name in "${cases[@]}"; do
 		number=$((number + 1))
+		if is_about_the_peer && [ -n "${OURS_ONLY[$name]:-}" ]; then
+			echo "ok $number $name # SKIP only ours: ${OURS_ONLY[$name]}"
+			continue
+		fi
 		hung=$(hung_tasks)
 		(
 			CASE_FAILED=0

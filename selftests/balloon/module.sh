@@ -10,6 +10,7 @@
 . "$(dirname "$0")/../lib.sh"
 
 MODULE=virtio_balloon_rs
+! is_about_the_peer || MODULE=virtio_balloon
 DRIVER=/sys/bus/virtio/drivers/$MODULE
 LOADS=50
 [ "$FERRULE_KERNEL" != checking ] || LOADS=5
@@ -24,11 +25,15 @@ loads_and_unloads_again_and_again() {
 	done
 }
 
-module_info() {
+module_file() {
 	local file=
 	[ -z "$FERRULE_MODULES" ] ||
 		file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
-	modinfo -F "$1" "${file:-$MODULE}"
+	echo "${file:-$(modinfo -n "$MODULE")}"
+}
+
+module_info() {
+	modinfo -F "$1" "$(module_file)"
 }
 
 is_found_for_balloon_devices_of_any_vendor() {
@@ -40,9 +45,7 @@ is_found_for_balloon_devices_of_any_vendor() {
 loading_twice_is_refused() {
 	load_module "$MODULE" || return
 	at_exit "unload_module $MODULE"
-	local file
-	file=$(find "${FERRULE_MODULES:-/lib/modules/$(uname -r)}" -name "$MODULE.ko" -print -quit)
-	! insmod "$file" 2>/dev/null || fail "loaded twice"
+	! insmod "$(module_file)" 2>/dev/null || fail "loaded twice"
 	check "still registered" [ -d "$DRIVER" ]
 }
 

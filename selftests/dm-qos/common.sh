@@ -9,6 +9,9 @@
 MODULE=dm-qos
 CONFIGFS=/sys/kernel/config/nullb
 HERE=$(dirname "${BASH_SOURCE[0]}")
+# With FERRULE_PEER=c, make_qos makes a dm-linear device with io.max instead, which is for who is in
+# this cgroup: the script, and all that it starts.
+PEER_CGROUP=/sys/fs/cgroup/peer
 # How long something that must not hang may take, in seconds: the guest may be slow.
 # shellcheck disable=SC2034 # for those who source this
 PROMPT=$HANG_SECONDS
@@ -18,13 +21,23 @@ set_up() {
 	trap tear_down EXIT
 	udev_off
 	watch_for_hangs
-	modprobe null_blk nr_devices=0 && load_module "$MODULE"
+	modprobe null_blk nr_devices=0 || return
+	if is_about_the_peer; then
+		echo "+io +memory" >/sys/fs/cgroup/cgroup.subtree_control &&
+			mkdir "$PEER_CGROUP" && echo $$ >"$PEER_CGROUP/cgroup.procs"
+	else
+		load_module "$MODULE"
+	fi
 }
 
 tear_down() {
 	io_server_ends
 	remove_module "$MODULE"
 	remove_module null_blk
+	if [ -d "$PEER_CGROUP" ]; then
+		echo $$ >/sys/fs/cgroup/cgroup.procs
+		rmdir "$PEER_CGROUP"
+	fi
 	watch_for_hangs_ends
 	udev_on
 }
@@ -158,8 +171,32 @@ same_io() {
 make_qos() {
 	local name=$1 disk=$2
 	shift 2
+	if is_about_the_peer; then
+		make_linear "$name" "$disk" && io_max "$name" "$@"
+		return
+	fi
 	dmsetup create "$name" --table "$(qos_table "$disk" "$@")" || return
 	at_exit "remove_qos $name"
+}
+
+# io_max NAME [KEY VALUE...]: the same limits by blk-cgroup, if it has them.
+io_max() {
+	local name=$1 limits
+	limits=$(<"/sys/block/$(node "$name")/dev")
+	shift
+	while [ $# -gt 0 ]; do
+		case $1 in
+		read_iops) limits+=" riops=$2" ;;
+		write_iops) limits+=" wiops=$2" ;;
+		read_bps) limits+=" rbps=$2" ;;
+		write_bps) limits+=" wbps=$2" ;;
+		# What an idle device may save up is not for the user to say.
+		burst_ms) ;;
+		*) fail "io.max has no $1" || return ;;
+		esac
+		shift 2
+	done
+	echo "${limits//=0/=max}" >"$PEER_CGROUP/io.max"
 }
 
 # qos_table DISK [KEY VALUE...]
@@ -178,6 +215,10 @@ remove_qos() {
 
 # no_limits NAME
 no_limits() {
+	if is_about_the_peer; then
+		io_max "$1" read_iops 0 write_iops 0 read_bps 0 write_bps 0
+		return
+	fi
 	dmsetup message "$1" 0 \
 		set iops 0 read_iops 0 write_iops 0 bps 0 read_bps 0 write_bps 0 2>/dev/null
 }

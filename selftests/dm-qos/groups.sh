@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: groups
 # Runs: vm uml checking
 # Timeout: 300
 # Alone: it measures rates

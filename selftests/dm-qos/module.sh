@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: the module
 # Runs: vm uml checking
 # Timeout: 480
 #

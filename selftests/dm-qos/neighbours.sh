@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: groups, and a table that changes
 # Runs: vm uml
 # Timeout: 600
 # Alone: it measures rates

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: a tool of its own
 # Runs: vm
 # Timeout: 1500
 #

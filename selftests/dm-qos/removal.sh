@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: has dm-linear beside it already
 # Runs: vm uml
 # Timeout: 300
 #

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: bios that the target holds
 # Runs: vm
 # Timeout: 300
 #

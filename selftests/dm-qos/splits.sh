@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: counts of its own
 # Runs: vm uml
 # Timeout: 300
 #

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: its own table and messages
 # Runs: vm uml
 # Timeout: 240
 #

@@ -11,11 +11,17 @@ MIB = 1 << 20
 MEMORY = 1024
 # As far down as a guest of that size goes: a distribution's kernel needs more for itself.
 LOWEST = MEMORY * 3 // 8 if vm.KERNEL in vm.STOCK else MEMORY // 4
+# How long a guest lives that tests share. What the C driver does to one is not for the next test.
+SHARED = "function" if vm.PEER else "module"
 # No device, and no driver.
 NONE, UNBOUND = "no device", "no driver"
 DEVICE = (
     "-device pcie-root-port,id=port0,chassis=7 -device virtio-balloon-pci,id=balloon0,bus=port0"
 )
+# Loads the driver.
+LOAD = 'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"'
+if vm.PEER:
+    LOAD = "modprobe virtio_balloon"
 # Pages of the guest that may be somewhere else than before, for reasons of its own, in MiB.
 SLACK = 24
 
@@ -27,7 +33,7 @@ class Balloon:
         self.guest = guest
         self.sh("rmmod virtio_balloon 2>/dev/null; true")
         self.load()
-        assert self.driver() == "virtio_balloon_rs"
+        assert self.driver() == vm.BALLOON
         self.total = self.counters()["MemTotal"]
 
     def sh(self, script: str, timeout: float = 180) -> str:
@@ -53,10 +59,30 @@ class Balloon:
             self.wait_for(lambda: self.actual() == mib * MIB, timeout, f"{mib} MiB")
         except AssertionError as error:
             available = self.counters()["MemAvailable"] // 1024
-            error.add_note(
-                f"{self.actual() / MIB} MiB, {available} MiB available, {self.debugfs('state')}"
-            )
+            state = "" if vm.PEER else self.debugfs("state")
+            error.add_note(f"{self.actual() / MIB} MiB, {available} MiB available, {state}")
             raise
+
+    def wait_until_it_waits(self, timeout: float) -> None:
+        """Wait until the balloon takes no more, as there is no memory to spare."""
+        if not vm.PEER:
+            state = "waiting for memory"
+            self.wait_for(lambda: self.debugfs("state") == state, timeout, "the reserve")
+            return
+        # The C driver does not say so.
+        sizes: list[int] = []
+
+        def is_steady():
+            sizes.append(self.actual())
+            time.sleep(1)
+            return len(sizes) > 5 and len(set(sizes[-5:])) == 1
+
+        self.wait_for(is_steady, timeout, "a balloon that takes no more")
+
+    def wait_until_it_rests(self, timeout: float) -> None:
+        """Wait until the balloon has nothing to do. Its size says the same, before that."""
+        if not vm.PEER:
+            self.wait_for(lambda: self.debugfs("state") == "at its target", timeout, "rest")
 
     def debugfs(self, name: str) -> str:
         """What a file of our driver's says."""
@@ -128,11 +154,11 @@ class Balloon:
     def plug(self) -> None:
         """Plug the device in, and wait for the driver."""
         self.qmp("device_add", driver="virtio-balloon-pci", id="balloon0", bus="port0")
-        self.wait_for(lambda: self.driver() == "virtio_balloon_rs", 180, "plug and bind")
+        self.wait_for(lambda: self.driver() == vm.BALLOON, 180, "plug and bind")
 
     def reload(self, parameters: str = "") -> None:
         """Unload the driver and load it again, with parameters."""
-        self.sh("rmmod virtio_balloon_rs")
+        self.sh(f"rmmod {vm.BALLOON}")
         self.load(parameters)
 
     def unload_at_each_fill_level(self) -> None:
@@ -140,7 +166,7 @@ class Balloon:
         free = self.counters()["MemFree"]
         for size in (MEMORY - 1, MEMORY * 3 // 4, MEMORY // 2, LOWEST):
             self.resize(size)
-            self.sh("rmmod virtio_balloon_rs")
+            self.sh(f"rmmod {vm.BALLOON}")
             self.assert_as_before()
             self.wait_until_free(free)
             assert self.actual() == MEMORY * MIB
@@ -149,11 +175,11 @@ class Balloon:
 
     def load(self, parameters: str = "") -> None:
         """Load the driver."""
-        self.sh(f'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" {parameters}')
+        self.sh(f"{LOAD} {parameters}")
 
 
 @contextlib.contextmanager
 def driven(guest: vm.Guest):
-    """The guest's balloon, with our driver, which has to unload in the end."""
+    """The guest's balloon, with its driver, which has to unload in the end."""
     yield Balloon(guest)
-    guest.check("rmmod virtio_balloon_rs")
+    guest.check(f"rmmod {vm.BALLOON}")

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import vm  # noqa: E402
-from balloonguest import MEMORY  # noqa: E402
+from balloonguest import MEMORY, SHARED  # noqa: E402
 
 vm.kill_guests_on_signal()
 
@@ -65,9 +65,9 @@ def boot_dirty_fixture(request):
         yield boot
 
 
-@pytest.fixture(name="boot_for_module", scope="module")
+@pytest.fixture(name="boot_for_module", scope=SHARED)
 def boot_for_module_fixture(request):
-    """Guests for all tests of a file."""
+    """Guests for all tests of a file, or for as long as they may share them."""
     with guests_of(pathlib.Path(request.node.name).stem) as boot:
         yield boot
 
@@ -75,7 +75,7 @@ def boot_for_module_fixture(request):
 @pytest.fixture(name="balloon")
 def balloon_fixture(guest):
     """The balloon of a file's guest, driven by us and empty."""
-    assert guest.driver() == "virtio_balloon_rs"
+    assert guest.driver() == vm.BALLOON
     guest.resize(MEMORY)
     yield guest
     guest.resize(MEMORY)

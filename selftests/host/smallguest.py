@@ -198,7 +198,7 @@ class SmallGuest:
         assert status == 0, f"{script}: status {status}\n{output}\n{self.tail()}"
         return output
 
-    def load(self, driver: str = "virtio_balloon_rs", parameters: str = "") -> None:
+    def load(self, driver: str = vm.BALLOON, parameters: str = "") -> None:
         """Load a driver."""
         self.sh(f"insmod /{driver}.ko {parameters}")
 
@@ -226,7 +226,7 @@ class SmallGuest:
             **properties,
         )
         self.wait_for(
-            lambda: self.sh("ls /sys/bus/virtio/drivers/virtio_balloon_rs | grep virtio; true"),
+            lambda: self.sh(f"ls /sys/bus/virtio/drivers/{vm.BALLOON} | grep virtio; true"),
             180,
             "the device",
         )

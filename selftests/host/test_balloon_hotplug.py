@@ -2,6 +2,7 @@
 """The balloon in a guest whose memory is taken offline, and in one with ZONE_MOVABLE."""
 
 import pytest
+from balloonguest import SHARED
 from smallguest import PORT, small_guests
 
 MEMORY = 1024
@@ -13,7 +14,7 @@ MOVABLE = MEMORY // 2
 SLACK = 16
 
 
-@pytest.fixture(name="guest", scope="module")
+@pytest.fixture(name="guest", scope=SHARED)
 def guest_fixture():
     """One guest, without a device."""
     with small_guests("balloon-hotplug") as boot:

@@ -7,6 +7,8 @@ What a lock is taken below, and what is allocated below it, lockdep knows when i
 import time
 
 import pytest
+import vm
+from balloonguest import SHARED
 from smallguest import MIB, PORT, small_guests
 
 MEMORY = 768
@@ -18,7 +20,7 @@ ALL = {
 }
 
 
-@pytest.fixture(name="guest", scope="module")
+@pytest.fixture(name="guest", scope=SHARED)
 def guest_fixture():
     """With nothing plugged in. The kernel log must be clean in the end."""
     options = f"-object iothread,id=io0 {PORT}"
@@ -28,7 +30,7 @@ def guest_fixture():
         # Page reporting does not wait for long.
         guest.sh("echo 100 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
         yield guest
-        guest.sh("rmmod virtio_balloon_rs")
+        guest.sh(f"rmmod {vm.BALLOON}")
 
 
 @pytest.fixture(name="plugged", params=[{}, ALL], ids=["pages", "everything"])

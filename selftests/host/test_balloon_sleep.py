@@ -4,6 +4,7 @@
 import time
 
 import pytest
+import vm
 from smallguest import MEMORY, MIB, small_guests
 
 PAGES = "-device virtio-balloon-pci,id=balloon0"
@@ -53,6 +54,7 @@ def test_sleep_empties_the_balloon_and_waking_fills_it_again(boot, devices):
     assert len(woken(guest)) == 2
 
 
+@pytest.mark.ours("a parameter of our own")
 @pytest.mark.parametrize("devices", [PAGES, BLOCKS], ids=["pages", "blocks"])
 def test_a_queue_that_stops_answering_does_not_keep_the_system_awake(boot, devices):
     """A device that may not master the bus looks at no queue. Waking up makes it work again."""
@@ -113,4 +115,4 @@ def test_hibernation_empties_the_balloon_and_resuming_fills_it_again(boot, tmp_p
     resumed.wait_for_size(MEMORY - 200)
     resumed.resize(MEMORY)
     assert resumed.sh("md5sum /tmp/data; swapoff /dev/vda") == before
-    resumed.sh("rmmod virtio_balloon_rs")
+    resumed.sh(f"rmmod {vm.BALLOON}")

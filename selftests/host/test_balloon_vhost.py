@@ -19,6 +19,8 @@ from balloon_host import HINT, KNOWN, MUST_TELL_HOST, PAGES_PER_MIB, REPORTING, 
 from balloonguest import MIB, Balloon
 from check import find_leaks
 
+pytestmark = pytest.mark.ours("hosts that misbehave, of our own driver")
+
 MEMORY = "256M"
 # Longer than the driver waits for a host when it has to go.
 UNLOAD_TIMEOUT = 30

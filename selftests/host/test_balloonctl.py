@@ -17,6 +17,8 @@ import pytest
 import vm
 from balloonguest import MIB, Balloon
 
+pytestmark = pytest.mark.ours("statistics and debugfs of our own")
+
 TOOL = vm.ROOT / "scripts" / "balloonctl"
 # Of each guest.
 MEMORY = 512

@@ -14,6 +14,8 @@ import pytest
 import vm
 from balloonguest import MIB, Balloon
 
+pytestmark = pytest.mark.ours("a tool of our own")
+
 TOOL = vm.ROOT / "scripts" / "balloonctl"
 MODULE = vm.ROOT / "out/modules" / vm.KERNEL / "balloon/virtio_balloon_rs.ko"
 BUSYBOX = pathlib.Path("/bin/busybox")

@@ -11,6 +11,8 @@ import pytest
 import verdicts
 import vm
 
+pytestmark = pytest.mark.ours("no driver")
+
 SCRIPTS = {
     "1-steady": "one() { :; }\nrun_cases one",
     "2-flaky": """

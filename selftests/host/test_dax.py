@@ -7,6 +7,8 @@ Only kernels of distributions have it.
 import pytest
 import vm
 
+pytestmark = pytest.mark.ours("dm-qos")
+
 # A part of the guest's memory is a pmem device (memmap in the kernel's parameters.txt).
 PMEM = "memmap=320M!640M"
 # A mapping with MAP_SYNC is refused unless stores go to the memory itself. What is written by one,

@@ -10,6 +10,8 @@ import pytest
 import vm
 from conftest import ROOT, kernel_make
 
+pytestmark = pytest.mark.ours("our own tree")
+
 # dm-multipath is a module in that configuration, and what needs it has to be one.
 DRIVERS = {
     "FERRULE": "y",

@@ -15,6 +15,8 @@ import pytest
 import vm
 from conftest import ROOT, kernel_make
 
+pytestmark = pytest.mark.ours("our own tree")
+
 AREAS = ("rust", "balloon", "dm-qos", "mpath-sel")
 MODULES = (
     "balloon/virtio_balloon_rs.ko",

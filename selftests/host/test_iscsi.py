@@ -9,6 +9,8 @@ import time
 import iscsi_lab
 import pytest
 
+pytestmark = pytest.mark.ours("our own module")
+
 LINKS = 2
 # fio writes blocks of all sizes and reads them back, over and over, until told to end.
 VERIFY = """

@@ -13,6 +13,8 @@ import subprocess
 import pytest
 import vm
 
+pytestmark = pytest.mark.ours("our own packages")
+
 ROOT, CACHE = vm.ROOT, vm.CACHE
 RELEASE = os.environ.get("FERRULE_PACKAGE_KERNEL", "7.3.4+deb13-cloud-amd64")
 OTHER = RELEASE.replace("-cloud", "")

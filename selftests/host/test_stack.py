@@ -8,6 +8,8 @@ import contextlib
 import pytest
 import stack_lab
 
+pytestmark = pytest.mark.ours("all of our own modules")
+
 
 @pytest.fixture(name="stack", scope="module")
 def stack_fixture(boot_for_module):

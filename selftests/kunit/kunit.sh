@@ -4,6 +4,7 @@
 # The KUnit suites of the modules: they run when a module is loaded on a kernel with KUnit, and
 # leave their results, as KTAP, in the kernel log.
 #
+# Ours: KUnit suites of our own
 # Runs: uml
 # Timeout: 480
 

@@ -1,6 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
+# Ours: a target that shows the crate
 # Runs: vm uml checking
 # Timeout: 240
 #

@@ -11,7 +11,7 @@
 
 every_callback_is_called() {
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 2 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 2 1 1)")" || return
 	split_of read_blocks 40 || return
 	check_split "weights 2:1:1" 20 10 10
 	message fail_path "${PATHS[0]}" || return
@@ -20,9 +20,9 @@ every_callback_is_called() {
 	message reinstate_path "${PATHS[0]}" || return
 	check "status" dmsetup status "$MAP"
 	check "table" dmsetup table "$MAP"
-	! dmsetup create "$MAP-x" --table "$(table "$BIO" "$(group round-robin-rs 1 1 x)")" \
+	! dmsetup create "$MAP-x" --table "$(table "$BIO" "$(group "$SELECTOR" 1 1 x)")" \
 		2>/dev/null || fail "weight x was not refused"
-	change_map "$(table "$BIO" "$(group round-robin-rs 1 1 1)")" || return
+	change_map "$(table "$BIO" "$(group "$SELECTOR" 1 1 1)")" || return
 	split_of read_blocks 30 || return
 	check_split "weights 1:1:1" 10 10 10
 }
@@ -30,7 +30,7 @@ every_callback_is_called() {
 paths_fail_while_all_cpus_read() {
 	local cpu job jobs=() path
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 3 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 3 1)")" || return
 	for ((cpu = 0; cpu < $(nproc); cpu++)); do
 		taskset -c "$cpu" dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=1000 \
 			iflag=direct status=none &
@@ -49,7 +49,7 @@ paths_fail_while_all_cpus_read() {
 io_waits_for_a_path_and_is_requeued() {
 	local reader
 	use_paths 2
-	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs)")" || return
+	create_map "$(table "$BIO_QUEUEING" "$(group "$SELECTOR")")" || return
 	at_exit "dmsetup message $MAP 0 fail_if_no_path 2>/dev/null || :"
 	change_map "0 $SECTORS error" "$MAP-p0" || return
 	at_exit "change_map '0 $SECTORS linear /dev/ram0 0' $MAP-p0"

@@ -6,7 +6,14 @@
 
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
+# Which selector is tested, and its module.
 MODULE=dm-round-robin-rs
+SELECTOR=round-robin-rs
+if is_about_the_peer; then
+	MODULE=dm-round-robin
+	# shellcheck disable=SC2034 # for those who source this
+	SELECTOR=round-robin
+fi
 MAP=fsel
 # Of the disk, in sectors.
 SECTORS=32768

@@ -14,7 +14,7 @@ cpus_come_and_go() {
 	at_exit "echo 1 >$online"
 	echo 0 >"$online" || return
 	# Made while the CPU is away.
-	create_map "$(table "$BIO" "$(group round-robin-rs 3 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 3 1)")" || return
 	echo 1 >"$online" || return
 	split_of taskset -c 1 dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=400 iflag=direct \
 		status=none || return

@@ -22,7 +22,7 @@ toggle_paths() {
 
 paths_fail_by_message() {
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 2 1)")" || return
 	start_verify
 	check "paths fail and come back" toggle_paths
 	check "data, and no error" finish_verify
@@ -31,7 +31,7 @@ paths_fail_by_message() {
 paths_fail_by_message_while_others_ask_for_status() {
 	local asker
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 2 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 2 1)")" || return
 	start_verify
 	while verify_runs; do
 		dmsetup status "$MAP" && dmsetup table "$MAP"
@@ -44,7 +44,7 @@ paths_fail_by_message_while_others_ask_for_status() {
 
 path_that_returns_errors_is_taken_out_of_service() {
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	start_verify
 	sleep 0.5
 	change_map "0 $SECTORS error" "$MAP-p0" || return
@@ -72,7 +72,7 @@ path_that_flickers_harms_nobody() {
 	at_exit "remove_module dm-flakey"
 	at_exit "change_map '0 $SECTORS linear /dev/ram0 0' $MAP-p1"
 	change_map "0 $SECTORS flakey /dev/ram0 0 1 1" "$MAP-p1" || return
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	start_verify
 	for ((i = 0; i < 3; i++)); do
 		wait_for 30 status_has F || fail "the path is still in service" || return
@@ -84,7 +84,7 @@ path_that_flickers_harms_nobody() {
 all_paths_down_with_queueing() {
 	local i
 	use_paths 2
-	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO_QUEUEING" "$(group "$SELECTOR" 1 1)")" || return
 	at_exit "dmsetup message $MAP 0 fail_if_no_path 2>/dev/null || :"
 	start_verify
 	for i in 1 2 3; do
@@ -115,7 +115,7 @@ no_io_for() {
 
 all_paths_down_without_queueing() {
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	start_verify
 	sleep 0.5
 	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
@@ -125,7 +125,7 @@ all_paths_down_without_queueing() {
 }
 
 tables_change_under_load() {
-	local i tables other=round-robin-rs
+	local i tables other=$SELECTOR
 	# Another selector, where the kernel has one.
 	if modprobe dm-service-time; then
 		at_exit "remove_module dm-service-time"
@@ -133,10 +133,10 @@ tables_change_under_load() {
 	fi
 	use_paths 3
 	tables=(
-		"$(table "$BIO" "$(group round-robin-rs 1 1 1)")"
+		"$(table "$BIO" "$(group "$SELECTOR" 1 1 1)")"
 		"$(table "$BIO" "$(group "$other")")"
-		"$(table "$BIO" "$(group round-robin-rs 9 1 200)")"
-		"$(table "$BIO" "$(group round-robin 1 1 1)" "$(group round-robin-rs 3 3 3)")"
+		"$(table "$BIO" "$(group "$SELECTOR" 9 1 200)")"
+		"$(table "$BIO" "$(group round-robin 1 1 1)" "$(group "$SELECTOR" 3 3 3)")"
 	)
 	create_map "${tables[0]}" || return
 	start_verify
@@ -157,7 +157,7 @@ scsi_path_goes_offline() {
 	mapfile -t disks < <(scsi_disks 2)
 	PATHS=("${disks[@]/#//dev/}")
 	PATH_SECTORS=$(blockdev --getsz "${PATHS[0]}")
-	create_map "$(table 0 "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table 0 "$(group "$SELECTOR" 1 1)")" || return
 	split_of read_blocks 100 || return
 	check_split "requests" 50 50
 	start_verify

@@ -3,6 +3,7 @@
 #
 # Weights that follow latency: a path with 30 ms of delay, one that gets or loses it, all alike.
 #
+# Ours: weights that follow latency
 # Runs: vm uml
 # Timeout: 600
 

@@ -155,7 +155,8 @@ error_file() {
 requests_survive_failing_paths() {
 	at_exit both_are_unloaded
 	load_selectors || return
-	paths_fail_and_come_back round-robin-rs && paths_fail_and_come_back round-robin
+	paths_fail_and_come_back "$SELECTOR" || return
+	[ "$SELECTOR" = round-robin ] || paths_fail_and_come_back round-robin
 }
 
 bios_survive_failing_paths() {
@@ -301,6 +302,8 @@ weights_are() {
 	[ "$weights" = "$1 " ]
 }
 
+ours_only "takes the place of the C selector" unchanged_configuration_uses_what_has_the_name \
+	multipathd_has_it_loaded
 set_up_hosts || exit
 run_cases unchanged_configuration_uses_what_has_the_name multipathd_has_it_loaded \
 	requests_survive_failing_paths bios_survive_failing_paths io_waits_while_no_path_is_there \

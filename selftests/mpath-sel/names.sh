@@ -59,11 +59,11 @@ unload_is_refused_while_a_table_uses_it() {
 	use_paths 1
 	at_exit remove_selectors
 	load_selectors || return
-	create_map "$(table "$BIO" "$(group round-robin-rs 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1)")" || return
 	! rmmod "$MODULE" 2>/dev/null || fail "unloaded under a live table"
 	# An inactive table counts, too.
 	change_map "0 $SECTORS error" || return
-	dmsetup reload "$MAP" --table "$(table "$BIO" "$(group round-robin-rs 1)")" || return
+	dmsetup reload "$MAP" --table "$(table "$BIO" "$(group "$SELECTOR" 1)")" || return
 	! rmmod "$MODULE" 2>/dev/null || fail "unloaded under an inactive table"
 	dmsetup clear "$MAP" || return
 	check "unload" rmmod "$MODULE"
@@ -81,16 +81,17 @@ unload_is_refused_while_a_table_uses_the_second_name() {
 }
 
 loads_and_unloads_50_times() {
-	local i file
+	local i file command=(modprobe "$MODULE")
 	at_exit remove_selectors
 	modprobe dm-multipath || return
 	use_paths 1
-	file=$(modinfo -n "$MODULE" 2>/dev/null)
+	# Finding it anew each time would take longest.
 	[ -z "$FERRULE_MODULES" ] || file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
+	[ -z "${file:-}" ] || command=(insmod "$file")
 	for ((i = 0; i < 50; i++)); do
-		insmod "$file" || return
+		"${command[@]}" || return
 		if ((i % 10 == 0)); then
-			check "round $i" uses_selector round-robin-rs
+			check "round $i" uses_selector "$SELECTOR"
 		fi
 		wait_for 5 rmmod "$MODULE" || return
 	done
@@ -117,6 +118,9 @@ device_mapper_loads_it_by_name() {
 	module_is_loaded "$MODULE" || fail "not loaded in place of the C selector"
 }
 
+ours_only "has a second name" c_selector_that_is_there_keeps_its_name \
+	free_name_is_taken_and_given_back unload_is_refused_while_a_table_uses_the_second_name \
+	device_mapper_loads_it_by_name
 set_up 1 || exit
 run_cases c_selector_that_is_there_keeps_its_name free_name_is_taken_and_given_back \
 	unload_is_refused_while_a_table_uses_it \

@@ -10,25 +10,25 @@
 
 ios_are_split_evenly() {
 	use_paths 4
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1 1 1)")" || return
 	split_of read_blocks 400 || return
 	check_split "weights 1:1:1:1" 100 100 100 100
 }
 
 ios_are_split_evenly_without_arguments() {
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR")")" || return
 	split_of read_blocks 300 || return
 	check_split "no weights" 100 100 100
 }
 
 ios_are_split_by_weight() {
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 5 3 2)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 5 3 2)")" || return
 	split_of read_blocks 400 || return
 	check_split "weights 5:3:2" 200 120 80
 	# As multipathd writes them with rr_min_io 1000 and rr_weight priorities.
-	change_map "$(table "$BIO" "$(group round-robin-rs 50000 10000 20000)")" || return
+	change_map "$(table "$BIO" "$(group "$SELECTOR" 50000 10000 20000)")" || return
 	split_of read_blocks 400 || return
 	check_split "weights 50000:10000:20000" 250 50 100
 }
@@ -36,7 +36,7 @@ ios_are_split_by_weight() {
 turns_of_a_heavy_path_are_spread_out() {
 	local i turns=
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 3 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 3 1)")" || return
 	for ((i = 0; i < 12; i++)); do
 		split_of read_blocks 1 || return
 		case "${SPLIT[*]}" in
@@ -53,7 +53,7 @@ turns_of_a_heavy_path_are_spread_out() {
 all_cpus_share_out_evenly() {
 	local cpu cpus job jobs=()
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	cpus=$(nproc)
 	on_each_cpu() {
 		for ((cpu = 0; cpu < cpus; cpu++)); do
@@ -78,17 +78,17 @@ requests_are_split_by_weight() {
 	at_exit "remove_module null_blk"
 	PATHS=(/dev/nullb0 /dev/nullb1 /dev/nullb2)
 	PATH_SECTORS=$(blockdev --getsz /dev/nullb0)
-	create_map "$(table 0 "$(group round-robin-rs 1 1 1)")" || return
+	create_map "$(table 0 "$(group "$SELECTOR" 1 1 1)")" || return
 	split_of read_blocks 300 || return
 	check_split "requests, weights 1:1:1" 100 100 100
-	change_map "$(table 0 "$(group round-robin-rs 2 1 1)")" || return
+	change_map "$(table 0 "$(group "$SELECTOR" 2 1 1)")" || return
 	split_of read_blocks 400 || return
 	check_split "requests, weights 2:1:1" 200 100 100
 }
 
 failed_paths_get_nothing_and_the_others_share() {
 	use_paths 4
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1 1 3)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1 1 3)")" || return
 	check "fail" message fail_path "${PATHS[1]}"
 	split_of read_blocks 500 || return
 	check_split "1 of 4 failed" 100 0 100 300
@@ -107,7 +107,7 @@ failed_paths_get_nothing_and_the_others_share() {
 
 failing_and_reinstating_twice_is_harmless() {
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[0]}" || return
 	split_of read_blocks 50 || return
 	check_split "failed twice" 0 50
@@ -123,9 +123,9 @@ a_group_without_paths_hands_over_to_the_next() {
 	all=("${PATHS[@]}")
 	PATHS=("${all[@]:0:2}")
 	local first
-	first=$(group round-robin-rs 1 1)
+	first=$(group "$SELECTOR" 1 1)
 	PATHS=("${all[2]}")
-	create_map "$(table "$BIO" "$first" "$(group round-robin-rs 1)")" || return
+	create_map "$(table "$BIO" "$first" "$(group "$SELECTOR" 1)")" || return
 	PATHS=("${all[@]}")
 	split_of read_blocks 100 || return
 	check_split "first group" 50 50 0
@@ -136,7 +136,7 @@ a_group_without_paths_hands_over_to_the_next() {
 
 without_queueing_io_fails_when_all_paths_are_down() {
 	use_paths 2
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1)")" || return
 	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
 	! read_blocks 1 2>/dev/null || fail "a read without a path did not fail"
 	check "reinstate" message reinstate_path "${PATHS[1]}"
@@ -147,7 +147,7 @@ without_queueing_io_fails_when_all_paths_are_down() {
 with_queueing_io_waits_for_a_path() {
 	local reader
 	use_paths 2
-	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs 1 1)")" || return
+	create_map "$(table "$BIO_QUEUEING" "$(group "$SELECTOR" 1 1)")" || return
 	message fail_path "${PATHS[0]}" && message fail_path "${PATHS[1]}" || return
 	read_blocks 20 &
 	reader=$!

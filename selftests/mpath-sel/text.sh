@@ -22,7 +22,7 @@ same_text() {
 text_is_that_of_the_c_selector() {
 	local path
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 1 1 1)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 1 1 1)")" || return
 	create_map "$(table "$BIO" "$(group round-robin 1 1 1)")" "$MAP-c" || return
 	same_text "new"
 	dd if="/dev/mapper/$MAP" of=/dev/null bs=4k count=10 iflag=direct status=none || return
@@ -40,7 +40,7 @@ text_is_that_of_the_c_selector() {
 
 text_is_that_of_the_c_selector_without_arguments() {
 	use_paths 2
-	create_map "$(table "$BIO_QUEUEING" "$(group round-robin-rs)" "$(group round-robin-rs)")" ||
+	create_map "$(table "$BIO_QUEUEING" "$(group "$SELECTOR")" "$(group "$SELECTOR")")" ||
 		return
 	create_map "$(table "$BIO_QUEUEING" "$(group round-robin)" "$(group round-robin)")" \
 		"$MAP-c" || return
@@ -50,11 +50,11 @@ text_is_that_of_the_c_selector_without_arguments() {
 weights_are_in_the_table() {
 	local first second
 	use_paths 3
-	create_map "$(table "$BIO" "$(group round-robin-rs 5 65535 010)")" || return
+	create_map "$(table "$BIO" "$(group "$SELECTOR" 5 65535 010)")" || return
 	first=$(dmsetup table "$MAP")
 	diag "$first"
-	[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10" ]] ||
-		[[ $first == *" round-robin-rs 0 3 1 "*" 5 "*" 65535 "*" 10 " ]] ||
+	[[ $first == *" $SELECTOR 0 3 1 "*" 5 "*" 65535 "*" 10" ]] ||
+		[[ $first == *" $SELECTOR 0 3 1 "*" 5 "*" 65535 "*" 10 " ]] ||
 			fail "other weights"
 	# What is printed loads again, to the same.
 	create_map "$first" "$MAP-again" || return
@@ -67,7 +67,7 @@ long_texts_come_whole() {
 	use_paths 1
 	disk=${PATHS[0]}
 	# More than the 16 KiB with which dmsetup asks first: dm must see that it was full.
-	group="round-robin-rs 0 1024 1"
+	group="$SELECTOR 0 1024 1"
 	for ((i = 0; i < 1024; i++)); do
 		weight=$((i * i % 7 ? 40000 : 60000))
 		group+=" $disk $weight"
@@ -106,35 +106,39 @@ malformed_arguments_are_refused() {
 	local word
 	use_paths 2
 	for word in -1 +1 1x 0x10 4294967297 99999999999999999999; do
-		refused "round-robin ps: invalid repeat count" "$(group round-robin-rs 1 "$word")"
+		refused "round-robin ps: invalid repeat count" "$(group "$SELECTOR" 1 "$word")"
 	done
-	refused "round-robin ps: invalid repeat count" "$(group round-robin-rs '*' 1)"
-	kmsg_since_mark | grep -qF 'round-robin-rs: path: weight: "*"' ||
-		fail "the log does not name the word: $(kmsg_since_mark)"
 	refused "round-robin ps: incorrect number of arguments" \
-		"round-robin-rs 0 1 2 ${PATHS[0]} 1 1"
+		"$SELECTOR 0 1 2 ${PATHS[0]} 1 1"
 	refused "round-robin ps: incorrect number of arguments" \
-		"round-robin-rs 0 2 2 ${PATHS[0]} 1 1 ${PATHS[1]} 1 1"
+		"$SELECTOR 0 2 2 ${PATHS[0]} 1 1 ${PATHS[1]} 1 1"
 	refused "invalid number of paths" \
-		"round-robin-rs 0 1025 1 $(yes "${PATHS[0]} 1" | head -n 1025 | tr '\n' ' ')"
-	refused "invalid number of paths" "round-robin-rs 0 0 1"
+		"$SELECTOR 0 1025 1 $(yes "${PATHS[0]} 1" | head -n 1025 | tr '\n' ' ')"
+	refused "invalid number of paths" "$SELECTOR 0 0 1"
 	# Nothing was left over from any of them.
 	check "the module is not in use" module_is_unused
+}
+
+the_log_names_the_word_that_is_refused() {
+	use_paths 2
+	refused "round-robin ps: invalid repeat count" "$(group "$SELECTOR" '*' 1)"
+	kmsg_since_mark | grep -qF 'round-robin-rs: path: weight: "*"' ||
+		fail "the log does not name the word: $(kmsg_since_mark)"
 }
 
 # As multipath-tools computes them: rr_min_io_rq times the priority.
 any_weight_of_the_c_selector_is_taken() {
 	local large
 	use_paths 3
-	large=$(group round-robin-rs 0 130000 2147483647)
+	large=$(group "$SELECTOR" 0 130000 2147483647)
 	create_map "$(table "$BIO" "$large")" || return
 	check "they are printed as given" [ "$(dmsetup table "$MAP" | grep -oE \
 		'[0-9:]+ (0|130000|2147483647)( |$)' | wc -l)" = 3 ]
 	check "they take I/O" read_blocks 10
-	change_map "$(table "$BIO" "$(group round-robin-rs 0 1 0)")" || return
+	change_map "$(table "$BIO" "$(group "$SELECTOR" 0 1 0)")" || return
 	split_of read_blocks 30 || return
 	check_split "0 is as 1" 10 10 10
-	change_map "$(table "$BIO" "$(group round-robin-rs 4294967294 2147483647 2147483647)")" ||
+	change_map "$(table "$BIO" "$(group "$SELECTOR" 4294967294 2147483647 2147483647)")" ||
 		return
 	split_of read_blocks 40 || return
 	check_split "large ones are shares" 20 10 10
@@ -148,12 +152,16 @@ error_texts_are_those_of_the_c_selector() {
 
 selector_arguments_are_ignored() {
 	use_paths 1
-	create_map "$(table "$BIO" "round-robin-rs 2 some thing 1 0 ${PATHS[0]}")" || return
+	create_map "$(table "$BIO" "$SELECTOR 2 some thing 1 0 ${PATHS[0]}")" || return
 	check "it takes I/O" read_blocks 10
 }
 
+ours_only "compares ours with the C selector" text_is_that_of_the_c_selector \
+	text_is_that_of_the_c_selector_without_arguments error_texts_are_those_of_the_c_selector
+ours_only "a line in the log of our own" the_log_names_the_word_that_is_refused
 set_up 3 && load_selectors || exit
 run_cases text_is_that_of_the_c_selector text_is_that_of_the_c_selector_without_arguments \
 	weights_are_in_the_table any_weight_of_the_c_selector_is_taken \
 	long_texts_come_whole malformed_arguments_are_refused \
+	the_log_names_the_word_that_is_refused \
 	error_texts_are_those_of_the_c_selector selector_arguments_are_ignored

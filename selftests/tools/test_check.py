@@ -7,6 +7,7 @@ Those in a guest are in selftests/host/test_check_guests.py.
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -301,3 +302,94 @@ def test_nothing_matches(arguments):
     )
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == f"error: no test matches {arguments[-1]!r}\n"
+
+
+PEER_SCRIPT = f"""#!/bin/bash
+# Runs: vm
+. {check.ROOT}/selftests/lib.sh
+a() {{ echo "# a is run"; }}
+b() {{ echo "# b is run"; }}
+ours_only "a reason" \\
+	b
+run_cases a b
+"""
+
+
+def test_what_is_only_ours_is_not_run_on_the_peer(suite):
+    """It is said to be skipped, and why."""
+    script = suite / "script.sh"
+    script.write_text(PEER_SCRIPT)
+    for peer, ran in (("", "ab"), ("c", "a")):
+        environment = os.environ | {"FERRULE_PEER": peer, "CASES": ""}
+        result = subprocess.run(
+            ["bash", script], env=environment, stdout=subprocess.PIPE, text=True, check=True
+        )
+        assert re.findall(r"^# (\w) is run$", result.stdout, re.M) == list(ran)
+        line = "ok 2 b # SKIP only ours: a reason" if peer else "ok 2 b"
+        assert line in result.stdout.splitlines()
+    assert check.Script.read(script).ours_only == {"b": "a reason"}
+
+
+@pytest.mark.parametrize("peer", ["", "c"])
+def test_what_is_only_ours_among_the_hosts(suite, peer):
+    """A marker says so; of a test, or of all in a file."""
+    shutil.copy(check.ROOT / "selftests/conftest.py", suite)
+    file = suite / "tools/test_it.py"
+    file.write_text(
+        "import pytest\n@pytest.mark.ours('a reason')\ndef test_a():\n    pass\n"
+        "def test_b():\n    pass\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", str(file)]
+    environment = os.environ | {"FERRULE_PEER": peer, "FERRULE_MATCH": ""}
+    result = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, cwd=suite
+    )
+    assert ("1 passed, 1 skipped" in result.stdout) == bool(peer), result.stdout
+    assert ("only ours: a reason" in result.stdout) == bool(peer)
+
+
+def test_differences_are_those_that_are_known(tmp_path, capsys):
+    """A failure that is known is no failure, and one that is gone is."""
+    file = tmp_path / "known.txt"
+    file.write_text(
+        "# Comment.\n\narea/a/one: the C driver cannot: it is C\nhost/test_b/two: why\n"
+    )
+    known = verdicts.read_differences(file)
+    assert known == {"area/a/one": "the C driver cannot: it is C", "host/test_b/two": "why"}
+    for statuses, end_line in (
+        (("failed", "failed"), "3 passed, 0 failed, 0 skipped"),
+        (("failed", "passed"), "2 passed, 1 failed, 0 skipped"),
+        (("skipped", "failed"), "2 passed, 0 failed, 1 skipped"),
+    ):
+        report = verdicts.Report(tmp_path, differences=known)
+        never = verdicts.Again("", lambda second: pytest.fail("it is run once more"))
+        report.add("stock-x: area/a/one", statuses[0], "details", never)
+        report.add("host: test_b/two", statuses[1], "details", never)
+        report.add("stock-x: area/a/three", "passed", "", never)
+        status, printed = end(report, capsys)
+        assert printed[-1] == end_line
+        assert status == ("1 failed" in end_line)
+        differ = statuses.count("failed")
+        assert printed[-2] == f"{differ} differ as is known"
+        assert sum(line.startswith("differs ") for line in printed) == differ
+        assert ("failed: host: test_b/two" in printed) == (statuses[1] == "passed")
+
+
+def test_known_differences_are_tests():
+    """Each is there, and not among those that are only ours."""
+    scripts = [check.Script.read(path) for path in check.SELFTESTS.glob("*/*.sh")]
+    scripts = [script for script in scripts if script]
+    cases = {
+        f"{script.name}/{case}"
+        for script in scripts
+        for case in script.cases
+        if not script.ours and case not in script.ours_only
+    }
+    cases |= {f"{script.name}/guest" for script in scripts}
+    files = sorted((check.SELFTESTS / "host").glob("test_*.py"))
+    tests = {name for file in files for name in check.names_in(file)}
+    for name, reason in verdicts.read_differences(check.DIFFERENCES).items():
+        assert name in cases or name.partition("[")[0] in tests, name
+        assert reason
+    for script in scripts:
+        assert set(script.ours_only) <= set(script.cases), script.name
