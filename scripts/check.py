@@ -338,7 +338,8 @@ class GuestDiedError(vm.GuestError):
 
 def run_guest(queue: Queue) -> None:
     """Scripts from a queue, as many a boot as nothing goes wrong."""
-    while queue.left:
+    # Taken before the guest boots, so that none boots for what another one takes meanwhile.
+    while entry := queue.next():
         ran: list[Entry] = []
         name = f"{queue.kernel}-{next(queue.numbers)}"
         log = OUT / f"{name}.log"
@@ -352,15 +353,17 @@ def run_guest(queue: Queue) -> None:
             with guest:
                 # What was allocated before the first of our modules is none of ours.
                 booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
-                while entry := queue.next():
+                while entry:
                     ran.append(entry)
                     run_script(queue, guest, ran)
+                    entry = queue.next()
                 finish_guest(queue.report, guest, f"{queue.kernel}: guest {name}", booted)
         except GuestDiedError:
             pass
         except vm.GuestError as error:
             queue.report.add(f"{queue.kernel}: guest {name}", "failed", str(error))
             if not ran:
+                queue.left.insert(0, entry)
                 return
         finally:
             queue.report.parts.add(f"guests {queue.kernel}", began, guest.cpu)

@@ -106,3 +106,22 @@ def test_once_more_in_a_guest_of_its_own(queue, tmp_path, capsys):
         "dies",
     ]
     assert any("guests uml" in line for line in printed)
+
+
+def test_no_guest_boots_for_nothing(queue):
+    """A second one boots only if a script is left for it."""
+    del queue.left[1:]
+    guest = check.Job(check.run_guest, (queue,))
+    check.run_at_once([guest, guest])
+    assert [log.name for log in check.OUT.glob("*.log")] == ["uml-1.log"]
+    assert {status for _, status, _ in queue.report.entries} == {"passed"}
+
+
+def test_what_no_guest_runs_has_failed(queue, monkeypatch):
+    """A guest that does not boot leaves its script to others, and to be reported."""
+    monkeypatch.setattr(queue, "kdir", check.OUT)
+    check.run_guest(queue)
+    assert len(queue.left) == len(SCRIPTS)
+    queue.fail_what_is_left()
+    names = [name for name, status, _ in queue.report.entries if status == "failed"]
+    assert names == ["uml: guest uml-1", *(f"uml: small/{name}" for name in SCRIPTS)]
