@@ -30,8 +30,12 @@
 
 KSFT_SKIP=4
 
+# In an emulated guest it is the start of processes that takes longest: what is called often starts
+# none.
+
 diag() {
-	printf '%s\n' "$*" | sed 's/^/# /'
+	local text="$*"
+	printf '# %s\n' "${text//$'\n'/$'\n'# }"
 }
 
 # check WHAT COMMAND...: the case fails when the command does.
@@ -79,33 +83,50 @@ __case_cleanup() {
 	done
 }
 
+# pause SECONDS: as sleep(1).
+exec {NEVER}<> <(:)
+pause() {
+	read -r -t "$1" -u "$NEVER"
+	return 0
+}
+
 # wait_for SECONDS COMMAND...: until the command succeeds.
 wait_for() {
 	local deadline=$((SECONDS + $1))
 	shift
 	until "$@"; do
 		[ "$SECONDS" -lt "$deadline" ] || return 1
-		sleep 0.1
+		pause 0.1
 	done
 }
 
 module_is_loaded() {
-	grep -q "^${1//-/_} " /proc/modules
+	# A module that is built in has no state.
+	[ -e "/sys/module/${1//-/_}/initstate" ]
 }
 
 # load_module NAME [PARAM=VALUE...]: one of ours by insmod, after what it depends on; any other by
 # modprobe.
 load_module() {
-	local name=$1 file=''
+	local name=$1
 	shift
-	[ -z "$FERRULE_MODULES" ] || file=$(find "$FERRULE_MODULES" -name "$name.ko" -print -quit)
-	if [ -n "$file" ]; then
+	if find_module "$name"; then
 		module_is_loaded "$name" || {
-			load_dependencies "$name" "$file" && insmod "$file" "$@"
+			load_dependencies "$name" "$MODULE_FILE" && insmod "$MODULE_FILE" "$@"
 		}
 	else
 		modprobe "$name" "$@"
 	fi
+}
+
+# find_module NAME: MODULE_FILE becomes the file of one of ours; it is looked for once.
+declare -A MODULE_FILES=()
+find_module() {
+	[ -n "$FERRULE_MODULES" ] || return
+	[ -n "${MODULE_FILES[$1]:-}" ] ||
+		MODULE_FILES[$1]=$(find "$FERRULE_MODULES" -name "$1.ko" -print -quit)
+	MODULE_FILE=${MODULE_FILES[$1]}
+	[ -n "$MODULE_FILE" ]
 }
 
 # load_dependencies NAME FILE: once, for it takes several processes.
@@ -202,7 +223,7 @@ watch_for_hangs_ends() {
 
 # How many tasks the kernel has seen hang.
 hung_tasks() {
-	[ "${#HUNG_TASK_BEFORE[@]}" -eq 0 ] || cat ${HUNG_TASK}_detect_count
+	[ "${#HUNG_TASK_BEFORE[@]}" -eq 0 ] || echo "$(<${HUNG_TASK}_detect_count)"
 }
 
 # tasks_in_d_state: process and thread of each.
