@@ -14,6 +14,8 @@ import pytest
 import vm
 from conftest import ROOT, kernel_make
 
+pytestmark = pytest.mark.ours("our own tree")
+
 MODULES = {"virtio_balloon_rs.ko", "dm-qos.ko", "dm-round-robin-rs.ko"}
 # What else a package has to have, for modules in Rust: from the build, and from the source.
 METADATA = ("rust/*.rmeta", "rust/*.so", "rust/helpers/*.bc", "scripts/target.json")
