@@ -30,6 +30,7 @@
 //! | `wait_event(..., virtqueue_get_buf())` | [`VirtQueue::wait`], [`VirtQueue::wait_until`] |
 //! | `virtqueue_disable_cb`, `virtqueue_enable_cb` | [`VirtQueue::disable_notify`], [`VirtQueue::enable_notify`] |
 //! | `vq_callback_t` | [`Notify`], [`Handler`] |
+//! | `virtio_device_freeze`, `virtio_device_restore` | [`EarlyFreezer`] |
 //! | `pm_stay_awake`, `pm_relax` | [`WakeupSource`] |
 //!
 //! # Ownership
@@ -59,6 +60,7 @@
 mod config;
 mod device;
 mod driver;
+mod early;
 mod virtqueue;
 mod wait;
 mod wakeup;
@@ -93,6 +95,7 @@ pub use self::{
         Driver,
         IdTable, //
     },
+    early::EarlyFreezer,
     virtqueue::{
         AddError,
         Buffer,

@@ -61,6 +61,35 @@ __ferrule int ferrule_virtio_cwrite(struct virtio_device *vdev, unsigned int off
 	return 0;
 }
 
+__ferrule bool ferrule_virtio_trylock(struct virtio_device *vdev)
+{
+	return device_trylock(&vdev->dev);
+}
+
+__ferrule void ferrule_virtio_unlock(struct virtio_device *vdev)
+{
+	device_unlock(&vdev->dev);
+}
+
+/* A kernel that does not sleep has neither. */
+__ferrule int ferrule_virtio_freeze(struct virtio_device *vdev)
+{
+#ifdef CONFIG_PM_SLEEP
+	return virtio_device_freeze(vdev);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
+__ferrule int ferrule_virtio_restore(struct virtio_device *vdev)
+{
+#ifdef CONFIG_PM_SLEEP
+	return virtio_device_restore(vdev);
+#else
+	return -EOPNOTSUPP;
+#endif
+}
+
 /* A scatterlist entry takes memory of the linear map only: neither vmalloc memory nor a stack. */
 __ferrule bool ferrule_sg_mappable(const void *buf, unsigned int len)
 {

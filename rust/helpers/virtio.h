@@ -16,6 +16,10 @@ int ferrule_virtio_cread(struct virtio_device *vdev, unsigned int offset, void *
 			 unsigned int len);
 int ferrule_virtio_cwrite(struct virtio_device *vdev, unsigned int offset, const void *buf,
 			  unsigned int len);
+bool ferrule_virtio_trylock(struct virtio_device *vdev);
+void ferrule_virtio_unlock(struct virtio_device *vdev);
+int ferrule_virtio_freeze(struct virtio_device *vdev);
+int ferrule_virtio_restore(struct virtio_device *vdev);
 bool ferrule_sg_mappable(const void *buf, unsigned int len);
 
 /* Functions or, without CONFIG_PM_SLEEP, inline functions. */

@@ -12,6 +12,7 @@ use super::{
     },
     ByteOrder,
     Config,
+    EarlyFreezer,
     Feature,
     Features,
     Layout,
@@ -38,6 +39,10 @@ use kernel::{
     prelude::*,
     sync::{
         aref::AlwaysRefCounted,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         ArcBorrow,
         Mutex, //
@@ -144,6 +149,11 @@ impl Device<device::Core<'_>> {
             // SAFETY: By the type invariants the device is valid and bound.
             None => unsafe { bindings::virtio_reset_device(self.as_raw()) },
         }
+    }
+
+    /// What freezes the device before the system does, to keep.
+    pub fn early_freezer(&self) -> EarlyFreezer {
+        EarlyFreezer::new(self.into(), self.link().into())
     }
 
     fn link(&self) -> ArcBorrow<'_, Link> {
@@ -254,6 +264,11 @@ pub(super) struct Link {
     /// The queues. Taken in any context, for a moment; no other lock is taken with it.
     #[pin]
     queues: SpinLockIrq<Option<Arc<QueueSet>>>,
+    /// `probe` has returned, and `unbind` is not called yet. Changes with the device locked.
+    is_ready: Atomic<bool>,
+    /// `freeze` has returned, and `restore` is not called yet. Changes while the driver core, or who
+    /// has locked the device, keeps other callbacks out.
+    is_frozen: Atomic<bool>,
 }
 
 /// # Invariants
@@ -277,6 +292,8 @@ impl Link {
                 // INVARIANT: The device is bound by the requirements of this function.
                 device <- new_mutex!(BoundDevice(NonNull::new(vdev)), "virtio_link"),
                 queues <- new_spinlock_irq!(None, "virtio_queues"),
+                is_ready: Atomic::new(false),
+                is_frozen: Atomic::new(false),
             }),
             GFP_KERNEL,
         )?;
@@ -304,7 +321,7 @@ impl Link {
     /// # Safety
     ///
     /// `vdev` is valid and has a link for at least the lifetime `'a`.
-    unsafe fn borrow<'a>(vdev: *mut bindings::virtio_device) -> ArcBorrow<'a, Self> {
+    pub(super) unsafe fn borrow<'a>(vdev: *mut bindings::virtio_device) -> ArcBorrow<'a, Self> {
         // SAFETY: By the requirements, and since `bind` stored it.
         unsafe { ArcBorrow::from_raw((*vdev).priv_.cast::<Self>().cast_const()) }
     }
@@ -316,6 +333,22 @@ impl Link {
     ) -> Result<R> {
         let device = self.device.lock();
         f(device.0.ok_or(ENODEV)?.as_ptr())
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_ready.load(Relaxed)
+    }
+
+    pub(super) fn set_ready(&self, is_ready: bool) {
+        self.is_ready.store(is_ready, Relaxed);
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.is_frozen.load(Relaxed)
+    }
+
+    pub(super) fn set_frozen(&self, is_frozen: bool) {
+        self.is_frozen.store(is_frozen, Relaxed);
     }
 
     /// Passes on an interrupt of a queue.

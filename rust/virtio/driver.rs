@@ -83,8 +83,9 @@ pub trait Driver: Sized {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// The system goes to sleep. Freezable work is frozen already. The device has to be without
-    /// queues when this returns: see [`Device::delete_vqs`].
+    /// The system goes to sleep. Freezable work is frozen already, unless an
+    /// [`EarlyFreezer`](super::EarlyFreezer) calls this. The device has to be without queues when
+    /// this returns: see [`Device::delete_vqs`].
     fn freeze(dev: &Device<Core<'_>>, data: Pin<&Self::Data>) -> Result {
         let _ = (dev, data);
         build_error!(VTABLE_DEFAULT_ERROR)
@@ -239,6 +240,8 @@ impl<T: Driver> Adapter<T> {
                 // SAFETY: The queues are deleted, and nobody uses the device any more.
                 unsafe { Link::unbind(vdev) };
             })?;
+            // SAFETY: The device has its link. The driver core has locked it.
+            unsafe { Link::borrow(vdev) }.set_ready(true);
             Ok(0)
         })
     }
@@ -249,6 +252,8 @@ impl<T: Driver> Adapter<T> {
     unsafe extern "C" fn remove_callback(vdev: *mut bindings::virtio_device) {
         // SAFETY: By the requirements of this function.
         let dev = unsafe { Self::device(vdev) };
+        // SAFETY: The device has its link. The driver core has locked it.
+        unsafe { Link::borrow(vdev) }.set_ready(false);
         // SAFETY: As above.
         T::unbind(dev, unsafe { Self::data(dev) });
         dev.delete_vqs();
@@ -282,8 +287,18 @@ impl<T: Driver> Adapter<T> {
     unsafe extern "C" fn freeze_callback(vdev: *mut bindings::virtio_device) -> ffi::c_int {
         // SAFETY: By the requirements of this function.
         let dev = unsafe { Self::device(vdev) };
-        // SAFETY: As above.
-        from_result(|| T::freeze(dev, unsafe { Self::data(dev) }).map(|()| 0))
+        // SAFETY: The device is bound, so it has its link.
+        let link = unsafe { Link::borrow(vdev) };
+        if link.is_frozen() {
+            // An `EarlyFreezer` was here.
+            return 0;
+        }
+        from_result(|| {
+            // SAFETY: As above.
+            T::freeze(dev, unsafe { Self::data(dev) })?;
+            link.set_frozen(true);
+            Ok(0)
+        })
     }
 
     /// # Safety
@@ -292,6 +307,8 @@ impl<T: Driver> Adapter<T> {
     unsafe extern "C" fn restore_callback(vdev: *mut bindings::virtio_device) -> ffi::c_int {
         // SAFETY: By the requirements of this function.
         let dev = unsafe { Self::device(vdev) };
+        // SAFETY: The device is bound, so it has its link.
+        unsafe { Link::borrow(vdev) }.set_frozen(false);
         // SAFETY: As above.
         from_result(|| T::restore(dev, unsafe { Self::data(dev) }).map(|()| 0))
     }
