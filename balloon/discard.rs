@@ -12,7 +12,9 @@
 
 use crate::host::{
     Host,
-    Untold, //
+    Untold,
+    LEAVE_STEPS,
+    STEP, //
 };
 use ferrule::{
     compat::{
@@ -23,7 +25,8 @@ use ferrule::{
         blocks::Blocks,
         reporting::{
             FreePages,
-            Reporter, //
+            Reporter,
+            Watch, //
         }, //
     },
     virtio::{
@@ -33,8 +36,12 @@ use ferrule::{
     }, //
 };
 use kernel::{
+    new_mutex,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
 };
 
 /// What the queue carries.
@@ -50,6 +57,9 @@ pub(crate) struct Discards {
     /// Blocks that the host has discarded: there is one such message at a time. As above.
     #[pin]
     returned: SpinLockIrq<Option<KBox<Lent>>>,
+    /// The free pages that were reported last. Sleeps; held while they are sent.
+    #[pin]
+    reported: Mutex<Option<Watch>>,
 }
 
 impl Discards {
@@ -59,6 +69,7 @@ impl Discards {
                 host,
                 queue <- new_spinlock_irq!(None, "balloon_discard_queue"),
                 returned <- new_spinlock_irq!(None, "balloon_discarded"),
+                reported <- new_mutex!(None, "balloon_reported"),
             }),
             GFP_KERNEL,
         )
@@ -118,6 +129,15 @@ impl Discards {
         })
     }
 
+    /// Waits for free pages that were reported, but not for long. Says whether memory management has
+    /// them back. Process context; the system has to be [drowsy](Host::is_drowsy), so that no others
+    /// are reported.
+    pub(crate) fn settle(&self) -> bool {
+        // Whoever has the lock, and may not know yet, is through with it.
+        let reported = self.reported.lock().clone();
+        reported.is_none_or(|pages| (0..LEAVE_STEPS).any(|_| pages.wait(STEP)))
+    }
+
     /// Blocks that the host has discarded when nobody waited for them any more. Process context.
     pub(crate) fn late(&self) -> Option<KBox<Lent>> {
         self.returned.lock().take()
@@ -126,6 +146,7 @@ impl Discards {
 
 impl Reporter for Discards {
     fn report(&self, pages: FreePages) -> Result {
+        let mut reported = self.reported.lock();
         if self.host.is_leaving() {
             return Err(ENODEV);
         }
@@ -134,6 +155,7 @@ impl Reporter for Discards {
             return Err(EBUSY);
         }
         let queue = self.queue().ok_or(ENODEV)?;
+        *reported = Some(pages.watch());
         queue.add(KBox::new(Either::Second(pages), GFP_KERNEL)?)?;
         queue.kick()
     }

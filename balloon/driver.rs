@@ -42,9 +42,13 @@ use ferrule::{
         }, //
     },
     new_owned_work,
-    power,
+    power::{
+        self,
+        Sleeper, //
+    },
     virtio::{
         self,
+        EarlyFreezer,
         Notify,
         QueueInfo,
         TransportFeature, //
@@ -116,7 +120,7 @@ pub(crate) struct Data {
 struct Hooks {
     reporting: Option<Pin<KBox<reporting::Registration<Discards>>>>,
     oom: Option<Pin<KBox<oom::Registration<Giver>>>>,
-    power: Option<Pin<KBox<power::Registration<Host>>>>,
+    power: Option<Pin<KBox<power::Registration<Sleep>>>>,
     files: Option<Files>,
 }
 
@@ -167,7 +171,8 @@ impl virtio::Driver for Driver {
     }
 
     fn freeze(dev: &virtio::Device<Core<'_>>, data: Pin<&Data>) -> Result {
-        // The work is frozen, and has to come back: so it is not disabled.
+        // The work is frozen, or ends when nobody waits for the host any more. It has to come back: so it
+        // is not disabled.
         data.host.leave();
         data.empty(dev);
         Ok(())
@@ -218,7 +223,8 @@ impl Data {
         };
         // A host that fills memory when it comes back does not discard it. One that has to be told
         // before a page is used again has to be told of each, as it was of none.
-        let takes_blocks = poison.unwrap_or(0) == 0 && !features.has(Feature::MustTellHost);
+        let takes_blocks = poison.unwrap_or(0) == 0
+            && !features.has(Feature::MustTellHost);
         let may_shrink = features.has(Feature::DeflateOnOom);
         let resize = Resize::new(
             host.clone(),
@@ -292,6 +298,7 @@ impl Data {
             self.host.set_poison(poison)?;
         }
         dev.ready();
+        self.host.arrive();
         // The host may remember what was in it when it was reset last.
         self.resize.tell_size()?;
         if let Some(report) = &self.report {
@@ -325,7 +332,12 @@ impl Data {
             let registration = oom::Registration::new(giver, OOM_PRIORITY);
             hooks.oom = Some(KBox::pin_init(registration, GFP_KERNEL)?);
         }
-        let registration = power::Registration::new(self.host.clone());
+        let sleep = Sleep {
+            host: self.host.clone(),
+            discards: self.discards.clone(),
+            freezer: dev.early_freezer(),
+        };
+        let registration = power::Registration::new(Arc::new(sleep, GFP_KERNEL)?);
         hooks.power = Some(KBox::pin_init(registration, GFP_KERNEL)?);
         hooks.files = files(dev, &self.resize)?;
         Ok(())
@@ -367,6 +379,47 @@ impl Data {
         self.resize.release();
         if let Some(hinting) = &self.hinting {
             hinting.release();
+        }
+    }
+}
+
+/// What has to be done before the system sleeps.
+struct Sleep {
+    host: Arc<Host>,
+    discards: Option<Arc<Discards>>,
+    freezer: EarlyFreezer,
+}
+
+/// Work that waits for the host cannot be frozen, and the system would not sleep. Called in process
+/// context, beside anything that waits, which looks at the flag each step; never after unbind.
+///
+/// Should the system not sleep for another reason, a host that has not answered in time is lost all the
+/// same, until the device is reset.
+impl Sleeper for Sleep {
+    fn prepare(&self) {
+        self.host.set_drowsy(true);
+        if self.discards.as_ref().is_none_or(|pages| pages.settle()) {
+            return;
+        }
+        // Memory management waits for them in work that has to be frozen, and must not have them as
+        // long as the host may discard them: which a reset ends.
+        dev_warn!(
+            &*self.host.dev,
+            "the host does not answer a report of free pages: resetting the device before the system sleeps\n"
+        );
+        if let Err(error) = self.freezer.freeze() {
+            dev_warn!(&*self.host.dev, "it cannot be reset now ({error:?})\n");
+        }
+    }
+
+    fn complete(&self) {
+        self.host.set_drowsy(false);
+        // Where the system has not restored it, since it did not sleep.
+        if let Err(error) = self.freezer.restore() {
+            dev_err!(
+                &*self.host.dev,
+                "the device does not work any more ({error:?})\n"
+            );
         }
     }
 }

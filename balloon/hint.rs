@@ -455,11 +455,14 @@ struct Rounds {
 impl Run for Rounds {
     fn run(work: &OwnedWork<Self>) {
         let mut round = work.hints.round.lock();
+        if work.hints.host.is_leaving() {
+            return;
+        }
         match work.hints.obey(&mut round) {
             Ok(true) => work.enqueue(&work.queue),
             Ok(false) => {}
             Err(error) => {
-                if may_tell(&mut round.told) {
+                if !work.hints.host.is_leaving() && may_tell(&mut round.told) {
                     dev_warn!(
                         &*work.hints.host.dev,
                         "the host does not take hints ({error:?})\n"

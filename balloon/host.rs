@@ -13,7 +13,6 @@ use ferrule::{
         PageRef,
         Pages, //
     },
-    power::Sleeper,
     virtio::{
         BalloonConfig,
         Buffer,
@@ -54,7 +53,7 @@ pub(crate) const STEP: Delta = Delta::from_millis(100);
 /// A host that takes longer than this many steps gets a line in the log.
 const SLOW_STEPS: u32 = 100;
 /// Who cannot wait for long waits no longer than this many steps.
-const LEAVE_STEPS: u32 = 50;
+pub(crate) const LEAVE_STEPS: u32 = 50;
 
 /// How many messages about pages may be with the host at a time.
 const DEPTH: usize = 8;
@@ -220,8 +219,12 @@ impl Host {
             is_lost: false,
             is_urgent: false,
         };
-        self.is_leaving.store(false, Relaxed);
         Ok(())
+    }
+
+    /// The device is ready: there is somebody to wait for.
+    pub(crate) fn arrive(&self) {
+        self.is_leaving.store(false, Relaxed);
     }
 
     /// Ends long waits for the host, those that are under way included.
@@ -232,6 +235,11 @@ impl Host {
     /// Is the device about to be reset?
     pub(crate) fn is_leaving(&self) -> bool {
         self.is_leaving.load(Relaxed)
+    }
+
+    /// The system is about to sleep, or is so no more: nobody waits for long for the host.
+    pub(crate) fn set_drowsy(&self, is_drowsy: bool) {
+        self.is_drowsy.store(is_drowsy, Relaxed);
     }
 
     /// Is the system about to sleep?
@@ -413,21 +421,6 @@ impl Host {
             letter.write(self, core::iter::once(page.pfn()))
         })?;
         self.settle(channel, way)
-    }
-}
-
-/// Work that waits for the host cannot be frozen, and the system would not sleep. Called in process
-/// context, beside anything that waits, which looks at the flag each [`STEP`]; never after unbind.
-///
-/// Should it not sleep for another reason, a host that has not answered in time is lost all the same,
-/// until the device is reset.
-impl Sleeper for Host {
-    fn prepare(&self) {
-        self.is_drowsy.store(true, Relaxed);
-    }
-
-    fn complete(&self) {
-        self.is_drowsy.store(false, Relaxed);
     }
 }
 

@@ -268,6 +268,9 @@ impl Resize {
         self.host.clear_changed();
         let target = self.host.target_pages()?;
         let mut moving = self.moving.lock();
+        if self.host.is_leaving() {
+            return Ok(Next::Never);
+        }
         let size = self.size() as u64;
         let now = moving.began.elapsed().as_millis().max(0) as u64;
         let harm = Harm {

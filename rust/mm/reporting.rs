@@ -39,8 +39,15 @@ use kernel::{
         },
         Arc, //
     },
+    time::{
+        msecs_to_jiffies,
+        Delta, //
+    },
     types::Opaque, //
 };
+
+/// A wait is one of so many of these as it takes.
+const STEP: Delta = Delta::from_millis(100);
 
 /// Passes free pages on to the host.
 pub trait Reporter: Send + Sync + 'static {
@@ -67,6 +74,25 @@ pub struct FreePages {
 
 // SAFETY: The list is used by whoever has this, on any thread.
 unsafe impl Send for FreePages {}
+
+impl FreePages {
+    /// What tells later whether they have been dropped.
+    pub fn watch(&self) -> Watch {
+        Watch(self.gate.clone())
+    }
+}
+
+/// Tells whether memory management still waits for [`FreePages`].
+#[derive(Clone)]
+pub struct Watch(Arc<Gate>);
+
+impl Watch {
+    /// Waits until memory management has its pages, at most for `timeout`. Says whether it has.
+    /// Process context.
+    pub fn wait(&self, timeout: Delta) -> bool {
+        self.0.wait(timeout)
+    }
+}
 
 // SAFETY: By the type invariants nobody touches the pages until this is dropped.
 unsafe impl Lend for FreePages {
@@ -120,14 +146,12 @@ impl Gate {
         self.waiters.wake();
     }
 
-    fn wait(&self) {
-        while self
-            .waiters
-            .wait(ffi::c_long::MAX as usize, || {
-                self.is_open.load(Acquire).then_some(())
-            })
-            .is_none()
-        {}
+    /// Says whether it is open.
+    fn wait(&self, timeout: Delta) -> bool {
+        let timeout = msecs_to_jiffies(timeout.as_millis().clamp(0, i32::MAX.into()) as u32);
+        self.waiters
+            .wait(timeout, || self.is_open.load(Acquire).then_some(()))
+            .is_some()
     }
 }
 
@@ -204,7 +228,7 @@ impl<R: Reporter> Registration<R> {
             gate: gate.clone(),
         };
         let result = reporter.report(pages);
-        gate.wait();
+        while !gate.wait(STEP) {}
         kernel::error::from_result(|| result.map(|()| 0))
     }
 }

@@ -54,18 +54,23 @@ def test_sleep_empties_the_balloon_and_waking_fills_it_again(boot, devices):
     assert len(woken(guest)) == 2
 
 
-@pytest.mark.ours("a parameter of our own")
-@pytest.mark.parametrize("devices", [PAGES, BLOCKS], ids=["pages", "blocks"])
-def test_a_queue_that_stops_answering_does_not_keep_the_system_awake(boot, devices):
-    """A device that may not master the bus looks at no queue. Waking up makes it work again."""
-    guest = boot(qemu_opts=devices, memory=MEMORY)
-    # Nor can it interrupt: with a reserve the driver looks by itself what the host wants.
-    guest.load(parameters="min_available_mb=16")
-    guest.resize(MEMORY - 100)
+def silence(guest):
+    """A device that may not master the bus looks at no queue, and does not interrupt."""
     guest.sh(
         "device=$(readlink -f /sys/bus/virtio/drivers/virtio_balloon_rs/virtio*) &&"
         " printf '\\003' | dd of=${device%/*}/config bs=1 seek=4 conv=notrunc 2>/dev/null"
     )
+
+
+@pytest.mark.ours("a parameter of our own")
+@pytest.mark.parametrize("devices", [PAGES, BLOCKS], ids=["pages", "blocks"])
+def test_a_queue_that_stops_answering_does_not_keep_the_system_awake(boot, devices):
+    """Waking up makes it work again."""
+    guest = boot(qemu_opts=devices, memory=MEMORY)
+    # With a reserve the driver looks by itself what the host wants.
+    guest.load(parameters="min_available_mb=16")
+    guest.resize(MEMORY - 100)
+    silence(guest)
     guest.qmp("balloon", value=(MEMORY - 200) * MIB)
     state = "cat /sys/kernel/debug/virtio_balloon_rs/*/state"
     guest.wait_for(lambda: guest.sh(state) == "inflating", 60, "the driver to notice")
@@ -73,6 +78,28 @@ def test_a_queue_that_stops_answering_does_not_keep_the_system_awake(boot, devic
     assert len(woken(guest)) == 1
     guest.wait_for_size(MEMORY - 200)
     guest.resize(MEMORY)
+
+
+@pytest.mark.ours("a parameter of our own")
+def test_a_report_that_is_not_answered_does_not_keep_the_system_awake(boot):
+    """Memory management waits for it, in work that has to be frozen, until the device is reset."""
+    guest = boot(qemu_opts=f"{PAGES},free-page-reporting=on", memory=MEMORY)
+    guest.load(parameters="min_available_mb=16")
+    guest.resize(MEMORY - 100)
+    silence(guest)
+    # What is freed is reported 2 s later.
+    guest.sh("dd if=/dev/zero of=/tmp/junk bs=1M count=64 2>/dev/null; rm /tmp/junk; sleep 5")
+    sleep(guest, is_told=False)
+    assert len(woken(guest)) == 1
+    wrong = "the host does not answer a report of free pages: resetting the device"
+    assert sum(wrong in line for line in guest.log_lines()) == 1
+    guest.wait_for_size(MEMORY - 100)
+    # All of it works again.
+    sleep(guest)
+    guest.wait_for_size(MEMORY - 100)
+    guest.resize(MEMORY)
+    assert sum(wrong in line for line in guest.log_lines()) == 1
+    guest.sh("rmmod virtio_balloon_rs")
 
 
 @pytest.mark.parametrize("devices", [PAGES, BLOCKS], ids=["pages", "blocks"])
