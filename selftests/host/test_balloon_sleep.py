@@ -113,17 +113,15 @@ def test_the_system_powers_off_while_the_balloon_moves(boot, devices):
     assert guest.process.wait(180) == 0
 
 
-def test_hibernation_empties_the_balloon_and_resuming_fills_it_again(boot, tmp_path):
-    """Blocks and pages; the guest that resumes has its memory as it was."""
+def hibernate(boot, tmp_path, devices):
+    """Has a guest with blocks in its balloon hibernate, and resume with these devices. Returns it,
+    and the sum of its data."""
     disk = tmp_path / "swap"
     with open(disk, "wb") as file:
         file.truncate((MEMORY + 64) * MIB)
-    options = {
-        "qemu_opts": f"{BLOCKS} -drive file={disk},if=virtio,format=raw,cache=unsafe",
-        "append": "resume=/dev/vda",
-        "memory": MEMORY,
-    }
-    guest = boot(**options)
+    drive = f"-drive file={disk},if=virtio,format=raw,cache=unsafe"
+    options = {"append": "resume=/dev/vda", "memory": MEMORY}
+    guest = boot(qemu_opts=f"{BLOCKS} {drive}", **options)
     guest.load()
     guest.sh(
         "dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null; mkswap /dev/vda >/dev/null;"
@@ -135,10 +133,26 @@ def test_hibernation_empties_the_balloon_and_resuming_fills_it_again(boot, tmp_p
     guest.resize(MEMORY - 302)
     guest.send("echo disk >/sys/power/state")
     assert guest.process.wait(400) == 0
-
     # What it says first is that it is through with what put it to sleep.
-    resumed = boot(**options, target=MEMORY - 200, once=True)
+    resumed = boot(qemu_opts=f"{devices} {drive}", **options, target=MEMORY - 200, once=True)
     assert resumed.sh("md5sum /tmp/data") == before
+    return resumed, before
+
+
+def test_resuming_on_a_host_that_offers_less(boot, tmp_path):
+    """The driver cannot do with it what it has negotiated; bound again, it does what there is."""
+    guest, before = hibernate(boot, tmp_path, PAGES)
+    assert guest.counters()["nr_balloon_pages"] == 0
+    guest.sh("rmmod virtio_balloon_rs && insmod /virtio_balloon_rs.ko")
+    assert guest.features()[5] == "0"
+    guest.wait_for_size(MEMORY - 200)
+    guest.resize(MEMORY)
+    assert guest.sh("md5sum /tmp/data; swapoff /dev/vda; rmmod virtio_balloon_rs") == before
+
+
+def test_hibernation_empties_the_balloon_and_resuming_fills_it_again(boot, tmp_path):
+    """Blocks and pages; the guest that resumes has its memory as it was."""
+    resumed, before = hibernate(boot, tmp_path, BLOCKS)
     resumed.wait_for_size(MEMORY - 200)
     resumed.resize(MEMORY)
     assert resumed.sh("md5sum /tmp/data; swapoff /dev/vda") == before
