@@ -47,7 +47,8 @@ const COMMAND: usize = 8;
 struct Later {
     when: Instant,
     ring: usize,
-    head: u16,
+    lent: Lent,
+    is_acted_upon: bool,
 }
 
 pub struct Device {
@@ -75,8 +76,16 @@ pub struct Device {
     silent: Vec<usize>,
     withheld: Vec<(usize, Lent)>,
     later: Vec<Later>,
+    /// Each ring's latest buffer that was used, by its number.
+    latest: [u64; MAX_RINGS],
+    kicks: u64,
+    /// What the guest gives hints of is discarded.
+    reclaims: bool,
+    /// The host has no use for the hints when the guest has ended the round, which began then; what
+    /// they were of so far, in bytes.
+    reclaiming: Option<(Instant, u64)>,
     /// The buffer for statistics.
-    stats: Option<u16>,
+    stats: Option<Lent>,
     is_stats_wanted: bool,
     statistics: Map<String, Value>,
     asked: Option<Instant>,
@@ -116,6 +125,10 @@ impl Device {
             silent: Vec::new(),
             withheld: Vec::new(),
             later: Vec::new(),
+            latest: [0; MAX_RINGS],
+            kicks: 0,
+            reclaims: false,
+            reclaiming: None,
             stats: None,
             is_stats_wanted: false,
             statistics: Map::new(),
@@ -270,6 +283,7 @@ impl Device {
         self.withheld.retain(|&(ring, _)| ring != index);
         self.later.retain(|later| later.ring != index);
         self.silent.retain(|&ring| ring != index);
+        self.latest[index] = 0;
         let is_up = self.ring(index as u32)?.is_enabled;
         self.rings[index].reset()?;
         match self.kinds.get(index) {
@@ -334,7 +348,16 @@ impl Device {
     /// Asks for hints of free memory, or says that there is no need any more.
     pub fn ask_for_hints(&mut self, command: u32) -> io::Result<()> {
         self.set_field(COMMAND, command);
+        self.reclaiming = None;
         self.announce()
+    }
+
+    /// Asks for hints of free memory, to discard it.
+    pub fn reclaim(&mut self, id: u32) -> io::Result<()> {
+        self.ask_for_hints(id)?;
+        self.reclaims = true;
+        self.reclaiming = Some((Instant::now(), 0));
+        Ok(())
     }
 
     fn announce(&mut self) -> io::Result<()> {
@@ -353,26 +376,39 @@ impl Device {
     /// Serves the buffers of a ring.
     pub fn serve(&mut self, index: usize) -> io::Result<()> {
         self.rings[index].drain_kick()?;
-        while let Some(lent) = self.take(index) {
+        self.kicks += 1;
+        if let Some(&kind) = self.kinds.get(index) {
+            if self.host.misses_kick(kind, self.kicks) {
+                self.count("missed_kicks");
+                return Ok(());
+            }
+        }
+        while let Some(mut lent) = self.take(index) {
             let kind = self.kinds[index];
             self.messages += 1;
+            lent.number = self.messages;
             self.last_activity = Instant::now();
             self.count(kind.name());
             self.wish()?;
             if kind == Kind::Stats {
                 self.act_upon(kind, &lent)?;
-                self.stats = Some(lent.head);
+                self.stats = Some(lent);
                 if std::mem::take(&mut self.is_stats_wanted) {
                     self.ask_for_statistics()?;
                 }
                 continue;
             }
-            let act = self.decide(index);
-            if act == Act::Silence {
-                self.withheld.push((index, lent));
-            } else {
-                self.act_upon(kind, &lent)?;
-                self.answer(index, lent.head, act)?;
+            let act = match self.decide(index) {
+                // Hints belong to the command before them.
+                Act::TakeLater { ms } if kind == Kind::Hint => Act::UseLater { ms },
+                act => act,
+            };
+            match act {
+                Act::Silence | Act::TakeLater { .. } => self.answer(index, lent, act)?,
+                _ => {
+                    self.act_upon(kind, &lent)?;
+                    self.answer(index, lent, act)?;
+                }
             }
             if self.host.case == Case::Random && self.messages >= self.limit {
                 self.host.case = Case::Good;
@@ -393,6 +429,7 @@ impl Device {
         let count = self.messages + (self.ticks << 40);
         if let Some(command) = self.host.hint_command(count) {
             self.ask_for_hints(command)?;
+            self.reclaims = self.host.reclaims(count);
         }
         if let Some(target) = self.host.retarget(count) {
             self.set_field(TARGET, target);
@@ -423,10 +460,28 @@ impl Device {
     }
 
     /// Uses a buffer, one way or another.
-    fn answer(&mut self, index: usize, head: u16, act: Act) -> io::Result<()> {
+    fn answer(&mut self, index: usize, lent: Lent, act: Act) -> io::Result<()> {
+        if let Act::UseLater { ms } | Act::TakeLater { ms } = act {
+            self.later.push(Later {
+                when: Instant::now() + Duration::from_millis(ms),
+                ring: index,
+                lent,
+                is_acted_upon: matches!(act, Act::UseLater { .. }),
+            });
+            return Ok(());
+        }
+        if act == Act::Silence {
+            self.silent.push(index);
+            self.withheld.push((index, lent));
+            return Ok(());
+        }
+        if lent.number < self.latest[index] {
+            self.count("out_of_order");
+        }
+        self.latest[index] = self.latest[index].max(lent.number);
         let memory = self.memory.as_ref().ok_or(io::ErrorKind::InvalidInput)?;
         let ring = &mut self.rings[index];
-        let id = u32::from(head);
+        let id = u32::from(lent.head);
         match act {
             Act::Use | Act::UseQuietly => ring.put(memory, id, 0)?,
             Act::UseLonger(len) => ring.put(memory, id, len)?,
@@ -440,16 +495,7 @@ impl Device {
                 ring.put(memory, id, 0)?;
                 ring.skip(memory, count)?;
             }
-            Act::UseLater { ms } => {
-                let when = Instant::now() + Duration::from_millis(ms);
-                let ring = index;
-                self.later.push(Later { when, ring, head });
-                return Ok(());
-            }
-            Act::Silence => {
-                self.silent.push(index);
-                return Ok(());
-            }
+            Act::UseLater { .. } | Act::TakeLater { .. } | Act::Silence => return Ok(()),
         }
         if act != Act::UseQuietly {
             ring.interrupt()?;
@@ -484,8 +530,18 @@ impl Device {
                         self.model
                             .accuse(format!("{} bytes of page numbers", bytes.len()));
                     }
+                    let mut last = None;
                     for unit in bytes.chunks_exact(4) {
                         let unit = u32::from_le_bytes(unit.try_into().expect("four bytes"));
+                        let order = match last.replace(unit) {
+                            Some(last) if last + 1 == unit => None,
+                            Some(last) if last > unit => Some("descents"),
+                            _ => Some("pieces"),
+                        };
+                        if let Some(order) = order {
+                            let name = format!("{}_{order}", kind.name());
+                            *self.counts.entry(name).or_default() += 1;
+                        }
                         let address = u64::from(unit) << 12;
                         if !memory.contains(address, 4096) {
                             self.model
@@ -510,7 +566,46 @@ impl Device {
                 }
             }
             Kind::Stats => self.read_statistics(lent)?,
-            Kind::Hint => {}
+            Kind::Hint => self.take_hints(lent)?,
+        }
+        Ok(())
+    }
+
+    /// Takes hints, or a command about them. As every host knows them, a command is what has four
+    /// bytes.
+    fn take_hints(&mut self, lent: &Lent) -> io::Result<()> {
+        let Some(memory) = &self.memory else {
+            return Ok(());
+        };
+        if lent.parts.len() != 1 {
+            // There are hosts that look at the first one only.
+            let parts = lent.parts.len();
+            self.model.accuse(format!("{parts} pieces in one hint"));
+        }
+        for &(start, len) in &lent.parts {
+            if len == 4 {
+                let command = memory.map.read_obj::<u32>(GuestAddress(start));
+                let command = u32::from_le(command.map_err(io::Error::other)?);
+                self.model.begin_round(command);
+                if let (0, Some((began, bytes))) = (command, self.reclaiming) {
+                    let us = began.elapsed().as_micros() as u64;
+                    say("reclaimed", json!({"bytes": bytes, "us": us}));
+                    self.ask_for_hints(1)?;
+                    return Ok(());
+                }
+                continue;
+            }
+            if start % 4096 != 0 || len % 4096 != 0 {
+                self.model
+                    .accuse(format!("{start:#x}+{len:#x} is no memory of pages"));
+            }
+            self.model.hint((start >> 12) as u32, len >> 12);
+            if let Some((_, bytes)) = &mut self.reclaiming {
+                *bytes += u64::from(len);
+            }
+            if self.reclaims {
+                memory.discard(start, len.into())?;
+            }
         }
         Ok(())
     }
@@ -558,12 +653,12 @@ impl Device {
 
     /// Gives the buffer for statistics back, to have it filled again.
     pub fn ask_for_statistics(&mut self) -> io::Result<()> {
-        let (Some(head), Some(ring)) = (self.stats.take(), self.ring_of(Kind::Stats)) else {
+        let (Some(lent), Some(ring)) = (self.stats.take(), self.ring_of(Kind::Stats)) else {
             self.is_stats_wanted = self.host.case != Case::Random;
             return Ok(());
         };
         let act = self.decide(ring);
-        self.answer(ring, head, act)
+        self.answer(ring, lent, act)
     }
 
     /// Sets the case.
@@ -582,11 +677,16 @@ impl Device {
     /// Does what the time has come for.
     pub fn tick(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        let (due, later) = self.later.drain(..).partition(|later| later.when <= now);
+        let (mut due, later): (Vec<Later>, _) =
+            self.later.drain(..).partition(|later| later.when <= now);
         self.later = later;
-        let due: Vec<Later> = due;
-        for Later { ring, head, .. } in due {
-            self.answer(ring, head, Act::Use)?;
+        // The order of what falls due at the same time is that of its time.
+        due.sort_by_key(|later| later.when);
+        for later in due {
+            if !later.is_acted_upon {
+                self.act_upon(self.kinds[later.ring], &later.lent)?;
+            }
+            self.answer(later.ring, later.lent, Act::Use)?;
         }
         let is_active = self.host.case == Case::Random || self.host.case == Case::Retarget;
         if !is_active || now < self.last_tick + TICK || !self.rings[0].is_enabled {

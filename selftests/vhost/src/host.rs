@@ -57,8 +57,11 @@ pub enum Act {
     Use,
     /// It is used, and more of it was written than it has room for.
     UseLonger(u32),
-    /// It is used some time later.
+    /// What it says is done at once, and it is used some time later.
     UseLater { ms: u64 },
+    /// It is looked at some time later, and used then: as a device may that takes its buffers in an
+    /// order of its own.
+    TakeLater { ms: u64 },
     /// It is used, but there is no interrupt.
     UseQuietly,
     /// It is used twice.
@@ -79,6 +82,7 @@ impl Act {
             Act::Use => "use",
             Act::UseLonger(_) => "longer",
             Act::UseLater { .. } => "later",
+            Act::TakeLater { .. } => "shuffled",
             Act::UseQuietly => "quietly",
             Act::UseTwice => "twice",
             Act::UseUnknown(_) => "unknown",
@@ -92,7 +96,11 @@ impl Act {
     pub fn is_honest(self) -> bool {
         matches!(
             self,
-            Act::Use | Act::UseLonger(_) | Act::UseLater { .. } | Act::UseQuietly
+            Act::Use
+                | Act::UseLonger(_)
+                | Act::UseLater { .. }
+                | Act::TakeLater { .. }
+                | Act::UseQuietly
         )
     }
 }
@@ -108,6 +116,10 @@ pub enum Case {
     All(Option<Kind>, Act),
     /// The next buffer of a queue is, then the host is good again.
     Once(Kind, Act),
+    /// Buffers are looked at and used in another order than they come in: the first of each few last.
+    Shuffled,
+    /// Every second kick of a queue (or of all) is missed.
+    Deaf(Option<Kind>),
     /// The target is another one each time it is read, and nobody says so.
     UnstableConfig,
     /// Interrupts that mean nothing, with each message.
@@ -137,6 +149,8 @@ impl FromStr for Case {
             "longer" => of(Act::UseLonger(u32::MAX)),
             "later" => of(Act::UseLater { ms: 5 }),
             "quietly" => of(Act::UseQuietly),
+            "shuffled" => Ok(Case::Shuffled),
+            "deaf" => Ok(Case::Deaf(queue)),
             "silence" => of(Act::Silence),
             "twice" => once(Act::UseTwice),
             "unknown" => once(Act::UseUnknown(0xffff_0000)),
@@ -169,7 +183,12 @@ enum Draw {
     Base,
     Extra,
     Features,
+    Kick,
+    Reclaim,
 }
+
+/// So many buffers are shuffled, as far as so many are there within some milliseconds.
+const SHUFFLE: u64 = 8;
 
 /// In a million messages.
 const MILLION: u64 = 1_000_000;
@@ -186,7 +205,7 @@ impl Host {
     /// The same number for the same seed, purpose and count (SplitMix64).
     fn draw(&self, what: Draw, count: u64) -> u64 {
         let mut value = self.seed.wrapping_mul(0xd6e8_feb8_6659_fd93)
-            ^ count.wrapping_mul(8).wrapping_add(what as u64);
+            ^ count.wrapping_mul(16).wrapping_add(what as u64);
         for _ in 0..2 {
             value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
             value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -213,7 +232,14 @@ impl Host {
     /// What becomes of a buffer.
     pub fn act(&mut self, kind: Kind, count: u64) -> Act {
         match self.case {
-            Case::Good | Case::Retarget | Case::UnstableConfig | Case::Interrupts => Act::Use,
+            Case::Good
+            | Case::Retarget
+            | Case::Deaf(_)
+            | Case::UnstableConfig
+            | Case::Interrupts => Act::Use,
+            Case::Shuffled => Act::TakeLater {
+                ms: (SHUFFLE - count % SHUFFLE) * 8,
+            },
             Case::All(queue, act) if queue.is_none_or(|queue| queue == kind) => act,
             Case::All(..) => Act::Use,
             Case::Once(queue, act) if queue == kind => {
@@ -231,6 +257,7 @@ impl Host {
         let choices = [
             (100_000, Act::UseLonger(detail as u32)),
             (10_000, Act::UseLater { ms: detail % 4 }),
+            (10_000, Act::TakeLater { ms: detail % 4 }),
             (500, Act::UseQuietly),
             (100, Act::UseTwice),
             (100, Act::UseUnknown(detail as u32 | 0x400)),
@@ -246,6 +273,21 @@ impl Host {
             at -= share;
         }
         Act::Use
+    }
+
+    /// Whether the host does not notice a kick: not what it was for either, until another one comes.
+    pub fn misses_kick(&self, kind: Kind, kick: u64) -> bool {
+        match self.case {
+            Case::Deaf(queue) => kick % 2 == 1 && queue.is_none_or(|queue| queue == kind),
+            // A guest that has statistics for the host does not wait for it.
+            Case::Random if kind != Kind::Stats => self.draw(Draw::Kick, kick) % MILLION < 300,
+            _ => false,
+        }
+    }
+
+    /// Whether the host discards what it gets hints of from now on.
+    pub fn reclaims(&self, count: u64) -> bool {
+        self.draw(Draw::Reclaim, count) % 2 == 1
     }
 
     /// The size that the host wants from now on, if it is another with this message.
@@ -337,7 +379,7 @@ mod tests {
     fn a_random_host_does_everything() {
         let seen = decisions(1);
         for name in [
-            "use", "longer", "later", "quietly", "twice", "unknown", "other", "jump",
+            "use", "longer", "later", "shuffled", "quietly", "twice", "unknown", "other", "jump",
         ] {
             assert!(seen.iter().any(|(act, ..)| act.name() == name), "{name}");
         }
@@ -345,6 +387,21 @@ mod tests {
         // Most of it is honest, or nothing would ever happen.
         let honest = seen.iter().filter(|(act, ..)| act.is_honest()).count();
         assert!(honest > seen.len() * 98 / 100);
+    }
+
+    #[test]
+    fn a_kick_that_is_missed_is_not_missed_for_ever() {
+        let host = Host::new(Case::Random, 1);
+        let missed = |kind| {
+            (0..100_000)
+                .filter(|&kick| host.misses_kick(kind, kick))
+                .count()
+        };
+        assert!((10..100).contains(&missed(Kind::Hint)));
+        assert_eq!(missed(Kind::Stats), 0);
+        let deaf = Host::new("deaf:inflate".parse().unwrap(), 1);
+        assert!(!deaf.misses_kick(Kind::Inflate, 0) && deaf.misses_kick(Kind::Inflate, 1));
+        assert!(!deaf.misses_kick(Kind::Hint, 1));
     }
 
     #[test]

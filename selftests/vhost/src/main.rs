@@ -8,7 +8,11 @@
 //! - `stats`: ask for statistics
 //! - `hint COMMAND`: want hints of free memory (an id), no more of them (0), or have no use for
 //!   them any more (1)
+//! - `reclaim ID`: want hints of free memory, discard it at once, and have no use for it any more
+//!   when the guest has told all: as Firecracker does before a snapshot
 //! - `case NAME[:QUEUE]`: behave like this from now on ([`host::Case`])
+//! - `strict`: accuse a guest that does not keep to the page frame number queues, as the
+//!   specification has it
 //! - `state`: say what there is to know
 //! - `quit`: close the connection and end
 //!
@@ -128,7 +132,9 @@ fn obey(device: &mut Device, command: &str) -> io::Result<bool> {
         "target" => device.ask(value.trim().parse().map_err(io::Error::other)?)?,
         "stats" => device.ask_for_statistics()?,
         "hint" => device.ask_for_hints(value.trim().parse().map_err(io::Error::other)?)?,
+        "reclaim" => device.reclaim(value.trim().parse().map_err(io::Error::other)?)?,
         "case" => device.set_case(value.trim().parse().map_err(io::Error::other)?),
+        "strict" => device.model.is_strict = true,
         "state" => say("state", device.state()),
         "quit" => return Ok(false),
         _ => return Err(io::Error::other(format!("no command is called {name:?}"))),

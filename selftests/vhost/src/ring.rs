@@ -19,6 +19,8 @@ use vm_memory::{Bytes, GuestAddress};
 pub struct Lent {
     /// Its name in the ring.
     pub head: u16,
+    /// So many were lent before, to all queues.
+    pub number: u64,
     /// Its parts: where, and how long.
     pub parts: Vec<(u64, u32)>,
 }
@@ -107,6 +109,7 @@ impl Ring {
         let chain = self.queue.pop_descriptor_chain(&memory.map)?;
         Some(Lent {
             head: chain.head_index(),
+            number: 0,
             parts: chain.map(|part| (part.addr().0, part.len())).collect(),
         })
     }
