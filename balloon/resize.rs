@@ -398,6 +398,8 @@ impl Resize {
                     0 => break,
                     pages => wanted -= pages,
                 }
+                // A host may discard what is in one piece in one call.
+                moving.incoming.sort();
                 self.host
                     .with_channel(|channel| self.send_in(channel, &mut moving.incoming))?;
                 // Not before: a step that takes nothing means that there is nothing to be had.
@@ -499,6 +501,7 @@ impl Resize {
                 continue;
             }
             count += pages;
+            letter.pages.sort();
             // Whether or not MUST_TELL_HOST was negotiated: the host may have to populate them.
             self.host.send(channel, Way::Deflate, letter, |letter| {
                 letter.write_pages(&self.host)

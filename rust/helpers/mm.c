@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/mm.h>
+#include <linux/sort.h>
 
 __ferrule void ferrule_balloon_devinfo_init(struct balloon_dev_info *balloon)
 {
@@ -20,6 +21,19 @@ __ferrule void ferrule_put_page(struct page *page)
 __ferrule void ferrule_put_pages(struct page **pages, unsigned long count)
 {
 	release_pages(pages, count);
+}
+
+static int compare_pages(const void *a, const void *b)
+{
+	unsigned long one = page_to_pfn(*(struct page *const *)a);
+	unsigned long other = page_to_pfn(*(struct page *const *)b);
+
+	return one < other ? -1 : one > other;
+}
+
+__ferrule void ferrule_sort_pages(struct page **pages, unsigned long count)
+{
+	sort(pages, count, sizeof(*pages), compare_pages, NULL);
 }
 
 __ferrule void ferrule_page_list_add_tail(struct page *page, struct list_head *pages)

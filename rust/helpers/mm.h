@@ -14,6 +14,7 @@ void ferrule_balloon_devinfo_init(struct balloon_dev_info *balloon);
 unsigned long ferrule_page_to_pfn(const struct page *page);
 void ferrule_put_page(struct page *page);
 void ferrule_put_pages(struct page **pages, unsigned long count);
+void ferrule_sort_pages(struct page **pages, unsigned long count);
 void ferrule_page_list_add_tail(struct page *page, struct list_head *pages);
 struct page *ferrule_page_list_pop(struct list_head *pages);
 unsigned long ferrule_global_node_page_state(enum node_stat_item item);

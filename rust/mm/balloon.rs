@@ -114,6 +114,14 @@ impl<S> Pages<S> {
         })
     }
 
+    /// Puts them in the order of their page frame numbers.
+    pub fn sort(&mut self) {
+        // CAST: A `NonNull` is a pointer.
+        let pages = self.pages.as_mut_ptr().cast::<*mut bindings::page>();
+        // SAFETY: By the type invariants the pages are valid. They stay the same, in another order.
+        unsafe { bindings::ferrule_sort_pages(pages, self.pages.len()) };
+    }
+
     /// Frees them. Process context.
     pub fn clear(&mut self) {
         // CAST: A `NonNull` is a pointer.
@@ -445,6 +453,8 @@ mod tests {
         }
         assert_eq!(pages.allocate(1, None, Reclaim::Direct), 0);
         assert_eq!(pages.pfns().len(), pages.len());
+        pages.sort();
+        assert!(pages.pfns().is_sorted());
         pages.clear();
         assert!(pages.is_empty());
         Ok(())
