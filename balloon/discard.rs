@@ -120,12 +120,15 @@ impl Discards {
             .map_err(|refused| Untold::Unsent(refused.error))?;
         queue.kick().map_err(Untold::Unanswered)?;
         self.host.answer("discard", false, |timeout| {
-            queue
-                .wait_until(timeout, || match self.collect(&queue) {
-                    Ok(()) => self.returned.lock().take().map(Ok),
-                    Err(error) => Some(Err(error)),
-                })
-                .transpose()
+            let returned = queue.wait_until(timeout, || match self.collect(&queue) {
+                Ok(()) => self.returned.lock().take().map(Ok),
+                Err(error) => Some(Err(error)),
+            });
+            if returned.is_none() {
+                // It may have missed the kick.
+                queue.notify()?;
+            }
+            returned.transpose()
         })
     }
 
@@ -158,6 +161,13 @@ impl Reporter for Discards {
         *reported = Some(pages.watch());
         queue.add(KBox::new(Either::Second(pages), GFP_KERNEL)?)?;
         queue.kick()
+    }
+
+    fn remind(&self) {
+        if let Some(queue) = self.queue() {
+            // One that is broken answers no more: unbind or sleep will reset the device.
+            let _ = self.collect(&queue).and_then(|()| queue.notify());
+        }
     }
 }
 

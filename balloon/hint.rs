@@ -109,6 +109,9 @@ const MESSAGES: usize = {
 /// to sleep whatever the host does: it waits 20 s for work to be frozen.
 const PATIENCE_STEPS: u32 = 50;
 
+/// So often the host is reminded of the end of a round, a [`STEP`] apart.
+const REMINDERS: usize = 3;
+
 /// What the queue carries.
 pub(crate) type Lent = Either<Blocks, Command>;
 
@@ -338,6 +341,7 @@ impl Hints {
             // Whatever it was that ended the round.
             round.is_open = false;
             self.tell(&queue, STOP)?;
+            self.remind(&queue)?;
             sent?;
         }
         match command {
@@ -372,6 +376,25 @@ impl Hints {
         }
         queue.add(message)?;
         queue.kick()
+    }
+
+    /// Sees to it that the host notices the last command: it may have missed the kick, and there is
+    /// nothing more to come. A host that has stopped to look at the queue is not waited for.
+    fn remind(&self, queue: &VirtQueue<Lent>) -> Result {
+        for _ in 0..REMINDERS {
+            let is_noticed = queue.wait_until(STEP, || match self.collect(queue) {
+                Ok(()) => self.idle.lock().command.is_some().then_some(Ok(())),
+                Err(error) => Some(Err(error)),
+            });
+            if let Some(result) = is_noticed {
+                return result;
+            }
+            if self.host.is_leaving() {
+                break;
+            }
+            queue.notify()?;
+        }
+        Ok(())
     }
 
     /// Sends free memory, as much as there are messages for. Says whether there may be more: a block is

@@ -376,7 +376,14 @@ impl Host {
         }
         let is_urgent = channel.is_urgent;
         let lane = channel.lane(way).map_err(Untold::Unsent)?;
-        let answer = self.answer(way.name(), is_urgent, |timeout| lane.queue.wait(timeout));
+        let answer = self.answer(way.name(), is_urgent, |timeout| {
+            let used = lane.queue.wait(timeout)?;
+            if used.is_none() {
+                // It may have missed the kick.
+                lane.queue.notify()?;
+            }
+            Ok(used)
+        });
         match answer {
             Ok(used) => {
                 lane.in_flight -= 1;

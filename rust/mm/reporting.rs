@@ -46,7 +46,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// A wait is one of so many of these as it takes.
+/// How often the reporter is reminded.
 const STEP: Delta = Delta::from_millis(100);
 
 /// Passes free pages on to the host.
@@ -58,6 +58,10 @@ pub trait Reporter: Send + Sync + 'static {
     ///
     /// An error ends this round of reports; there will be another one when memory is freed.
     fn report(&self, pages: FreePages) -> Result;
+
+    /// Looks for what was missed, an interrupt or what the host was told. Called now and then while
+    /// memory management waits. Process context.
+    fn remind(&self);
 }
 
 /// Pages that nobody uses while this exists.
@@ -228,7 +232,9 @@ impl<R: Reporter> Registration<R> {
             gate: gate.clone(),
         };
         let result = reporter.report(pages);
-        while !gate.wait(STEP) {}
+        while !gate.wait(STEP) {
+            reporter.remind();
+        }
         kernel::error::from_result(|| result.map(|()| 0))
     }
 }
