@@ -42,6 +42,10 @@ ferrule::module_virtio_driver! {
     description: "Virtio memory balloon driver",
     license: "GPL",
     params: {
+        blocks: bool {
+            default: true,
+            description: "Take memory in blocks through the reporting queue, where the host has one (N: single pages through the inflate queue only, as the virtio specification has it)",
+        },
         min_available_mb: u32 {
             default: 0,
             description: "MiB of available memory that the balloon leaves to the guest, and gives back if it has less (0: leave 64, or an eighth of its memory, give back if the host allows)",

@@ -90,6 +90,19 @@ def test_blocks_go_without_page_frame_numbers(balloon):
     assert interrupts(balloon) - before <= MEMORY // 2 // 8
 
 
+def test_without_blocks_all_goes_by_the_page(balloon):
+    """`blocks=N`. Free pages are reported all the same."""
+    balloon.reload("blocks=N")
+    features = balloon.sh(f"cat /sys/bus/virtio/devices/{balloon.device()}/features")
+    assert features[5] == "1"
+    balloon.resize(MEMORY // 2)
+    pages, *orders = balloon.debugfs("blocks").splitlines()
+    assert pages == f"pages {MEMORY // 2 * 256}"
+    assert orders and all(order.endswith(" 0") for order in orders), orders
+    balloon.resize(MEMORY)
+    balloon.reload()
+
+
 def test_the_host_gets_the_memory(balloon):
     """QEMU's resident memory falls by what the guest had used."""
     use(balloon, 600)
