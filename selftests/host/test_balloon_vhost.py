@@ -218,6 +218,125 @@ def test_interrupts_that_are_lost(plug):
     recover(device)
 
 
+@pytest.mark.parametrize("name", ["inflate", "deflate", "reporting", "hint"])
+def test_kicks_that_are_missed(plug, name):
+    """Every second one. Who waits kicks again."""
+    device = plug(*features(STATS | (REPORTING if name == "reporting" else HINT)))
+    device.host.tell(f"case deaf:{name}")
+    for size in (2, 0, 3, 0):
+        device.resize(size)
+    if name == "hint":
+        device.host.tell("reclaim 7")
+        device.host.expect("reclaimed", 60)
+    if name == "reporting":
+        # What is freed is reported, in work of memory management.
+        device.host.tell("case good")
+        reports = device.host.state()["counts"][name]
+        device.host.tell(f"case deaf:{name}")
+        device.sh("head -c 64M /dev/zero >/run/zero; rm /run/zero")
+        device.wait_for(
+            lambda: device.host.state()["counts"][name] > reports + 1, 60, "reports of free pages"
+        )
+    assert device.host.state()["counts"]["missed_kicks"] > 0
+    recover(device)
+
+
+@pytest.mark.parametrize("bits", [STATS, STATS | REPORTING | HINT], ids=hex)
+def test_answers_out_of_order(plug, bits):
+    """The host takes what it has in an order of its own."""
+    device = plug(*features(bits))
+    device.host.tell("case shuffled")
+    for size in (60, 2, 50):
+        device.resize(size)
+    if bits & HINT:
+        device.host.tell("reclaim 7")
+        device.host.expect("reclaimed", 120)
+    state = device.host.state()
+    assert state["counts"]["out_of_order"] > 0
+    if not bits & REPORTING:
+        assert state["inflated"] == 50 * PAGES_PER_MIB
+    recover(device)
+
+
+def churn(device, mib: int):
+    """Has memory written to, verified and freed, again and again; yields until that is done."""
+    device.sh(
+        "rm -f /run/verified; (for i in 1 2 3 4 5 6; do"
+        f" head -c {mib}M /dev/urandom >/run/more && md5sum /run/more >/run/sum2 &&"
+        " md5sum --quiet -c /run/sum /run/sum2 && rm /run/more || exit; done; touch /run/verified)"
+        " >/run/wrong 2>&1 <&- &"
+    )
+    deadline = time.monotonic() + 180
+    while not device.sh("ls /run | grep verified; cat /run/wrong 2>/dev/null; true"):
+        assert time.monotonic() < deadline
+        yield
+    assert device.sh("cat /run/wrong; rm /run/wrong") == ""
+
+
+@pytest.mark.parametrize("bits", [STATS | HINT, STATS | HINT | REPORTING], ids=hex)
+def test_a_host_that_discards_what_is_hinted(plug, bits):
+    """At once, without a migration: a guest that uses its memory meanwhile finds it as it was."""
+    device = plug(*features(bits))
+    device.resize(20)
+    # As much as may be the host's: it was used, and is free.
+    device.sh("head -c 100M /dev/urandom >/run/more; rm /run/more")
+    free = device.counters()["MemFree"]
+    before = device.host.state()["resident"]
+    device.host.tell("reclaim 7")
+    seen = device.host.expect("reclaimed", 60)
+    took = seen["us"] / 1000 / (seen["bytes"] / 2**30)
+    print(f"{seen['bytes'] // MIB} MiB in {seen['us']} us: {took:.1f} ms for each GiB")
+    assert seen["bytes"] > 60 * MIB
+    if not bits & REPORTING:
+        assert before - device.host.state()["resident"] > seen["bytes"] // 2
+    # The guest has it back when the host has seen all of it.
+    device.wait_for(lambda: device.counters()["MemFree"] > free - 16 * 1024, 60, "free memory")
+    assert device.pages() == 20 * PAGES_PER_MIB
+
+    rounds = 7
+    for _ in churn(device, 60):
+        rounds += 1
+        device.host.tell(f"reclaim {rounds}")
+        device.host.expect("reclaimed", 60)
+        time.sleep(0.1)
+    assert rounds > 8
+    # The host discards these too, and does not give them back: the shrinker does.
+    device.host.tell(f"hint {rounds + 1}")
+    device.wait_for(lambda: device.counters()["MemFree"] < free - 40 * 1024, 60, "hints")
+    for _ in churn(device, device.counters()["MemFree"] // 1024 + 30):
+        time.sleep(0.1)
+    device.host.tell("hint 1")
+    device.wait_for(lambda: device.counters()["MemFree"] > free - 16 * 1024, 60, "free memory")
+    recover(device)
+
+
+@pytest.mark.parametrize("driver", ["c", "rs"])
+def test_by_the_specification(guest, driver):
+    """With `blocks=N` as with the C driver, also on a host that offers reporting: what is in the
+    balloon came by the inflate queue and goes by the deflate queue."""
+    c = "modprobe virtio_balloon"
+    rs = 'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" blocks=N'
+    guest.check({"c": c, "rs": rs}[driver])
+    total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
+    device = Device(guest, Host(*features(STATS | REPORTING), "--do", "strict"), total)
+    for size in (64, 17, 100, 0, 33):
+        device.resize(size)
+        assert device.host.state()["inflated"] == size * PAGES_PER_MIB
+    counts = device.host.state()["counts"]
+    print({name: count for name, count in counts.items() if "pieces" in name or "desc" in name})
+    if driver == "rs":
+        # Who discards what is in one piece in one call finds as few as there are.
+        assert not {"inflate_descents", "deflate_descents"} & counts.keys()
+    # Free pages are reported as ever.
+    device.sh("head -c 64M /dev/zero >/run/zero; rm /run/zero")
+    device.wait_for(lambda: device.host.state()["counts"].get("reporting"), 60, "reports")
+    device.sh({"c": "rmmod virtio_balloon", "rs": "rmmod virtio_balloon_rs"}[driver])
+    device.assert_as_before()
+    seen = device.host.end()
+    assert not seen["violations"], seen
+    device.wait_until_unplugged()
+
+
 QUEUES = ["inflate", "deflate", "stats", "reporting"]
 
 
@@ -414,6 +533,8 @@ def test_every_combination_of_features(plug):
 def test_a_random_host(plug, seed):
     """All of it at random: what a host decides is repeated by its seed."""
     device = plug("--case", "random", "--seed", str(seed), "--messages", str(MESSAGES))
+    if seed % 4 == 0:
+        device.reload("blocks=N")
     deadline = time.monotonic() + 180 + MESSAGES
     while True:
         assert time.monotonic() < deadline, device.host.state()
