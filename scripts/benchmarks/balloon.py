@@ -13,6 +13,7 @@ The same once more on user-mode Linux, which runs at native speed, with a host o
 (selftests/vhost) that discards memory by the page or the piece as QEMU does.
 """
 
+import contextlib
 import json
 import mmap
 import pathlib
@@ -20,6 +21,7 @@ import re
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 
 import balloon_host
 import check
@@ -58,6 +60,7 @@ UML_DEVICES = {
     "pages": balloon_host.STATS,
     "blocks": balloon_host.STATS | balloon_host.REPORTING,
 }
+HINTS_MS_PER_GIB = 20
 # The balloon alone is measured, not what is reported without it.
 REPORT_SELDOM = "echo 600000 >/sys/module/page_reporting/parameters/page_reporting_delay_ms"
 
@@ -264,50 +267,100 @@ def discard(memory: mmap.mmap, advice: int, touched: bool) -> float:
 
 
 def user_mode(results: Results) -> None:
-    """Both drivers on user-mode Linux."""
+    """Both drivers on user-mode Linux; then in a guest that writes to all that it allocates."""
     kdir = check.build("native")
     balloon_host.build()
-    options = vm.Options(kernel="native", kdir=kdir, memory=f"{UML_GUEST_MIB}M")
-    with results.guest("balloon, user-mode Linux", options) as guest:
-        guest.check(REPORT_SELDOM)
-        for device, bits in UML_DEVICES.items():
-            for touched in (False, True):
-                figures = {driver: [] for driver in DRIVERS}
-                for pair in range(PAIRS):
-                    for driver, found in figures.items():
-                        down, up = user_mode_sample(guest, driver, bits, touched)
-                        found.append((down, up))
-                        results.say(
-                            f"{device}, {STATES[touched]}, user-mode Linux,"
-                            f" pair {pair + 1}, {driver}: {down * 1e3:.1f} ms in,"
-                            f" {up * 1e3:.1f} ms out"
-                        )
-                what = f"by {device}, {STATES[touched]}, user-mode Linux"
-                goals, gib = GOALS[device, touched], UML_BALLOON_MIB / 1024
-                report_speeds(results, what, gib, figures, goals)
-                if device == "blocks":
-                    alone = [
-                        discard(shared_memory(UML_BALLOON_MIB), mmap.MADV_REMOVE, touched)
-                        for _ in range(PAIRS)
-                    ]
-                    floor(results, what, [gib / row[0] for row in figures["ours"]], alone)
+    for what, parameter in (("", "init_on_alloc=0"), (", init_on_alloc", "init_on_alloc=1")):
+        options = vm.Options(
+            kernel="native", kdir=kdir, memory=f"{UML_GUEST_MIB}M", append=[parameter]
+        )
+        where = f"user-mode Linux{what}"
+        with results.guest(f"balloon, {where}", options) as guest:
+            guest.check(REPORT_SELDOM)
+            for device, bits in UML_DEVICES.items():
+                for touched in (False, True):
+                    user_mode_pairs(results, guest, where, (device, bits), touched)
+            hints(results, guest, where)
+
+
+def user_mode_pairs(
+    results: Results, guest: vm.Guest, where: str, device: tuple[str, int], touched: bool
+) -> None:
+    """Both drivers in turn, with one device and memory that the guest has used or not."""
+    name, bits = device
+    figures = {driver: [] for driver in DRIVERS}
+    for pair in range(PAIRS):
+        for driver, found in figures.items():
+            down, up = user_mode_sample(guest, driver, bits, touched)
+            found.append((down, up))
+            results.say(
+                f"{name}, {STATES[touched]}, {where}, pair {pair + 1}, {driver}:"
+                f" {down * 1e3:.1f} ms in, {up * 1e3:.1f} ms out"
+            )
+    what = f"by {name}, {STATES[touched]}, {where}"
+    # What the guest writes for nothing, nobody can be faster than.
+    is_plain = "init_on_alloc" not in where
+    goals, gib = GOALS[name, touched] if is_plain else (None, None), UML_BALLOON_MIB / 1024
+    report_speeds(results, what, gib, figures, goals)
+    if name == "blocks" and is_plain:
+        alone = [
+            discard(shared_memory(UML_BALLOON_MIB), mmap.MADV_REMOVE, touched) for _ in range(PAIRS)
+        ]
+        floor(results, what, [gib / row[0] for row in figures["ours"]], alone)
+
+
+def hints(results: Results, guest: vm.Guest, where: str) -> None:
+    """How long it takes to get all that is free as hints, when the host discards it at once."""
+    for touched in (False, True):
+        figures = {driver: [] for driver in DRIVERS}
+        for _ in range(PAIRS):
+            for driver, found in figures.items():
+                bits = balloon_host.STATS | balloon_host.HINT
+                with user_mode_device(guest, driver, bits, touched) as host:
+                    host.tell("reclaim 7")
+                    seen = host.expect("reclaimed", 120)
+                found.append(seen["us"] / 1e3 / (seen["bytes"] / (1 << 30)))
+                results.say(
+                    f"hints, {STATES[touched]}, {where}, {driver}:"
+                    f" {seen['bytes'] // MIB} MiB, {found[-1]:.1f} ms for each GiB"
+                )
+        goal = Goal("ferrule", "<=", HINTS_MS_PER_GIB) if "init_on_alloc" not in where else None
+        results.add(
+            f"free memory as hints, {STATES[touched]}, {where}",
+            "ms/GiB",
+            figures["ours"],
+            peer=figures[PEER],
+            peer_name=PEER,
+            goal=goal,
+            paired=True,
+            better="less",
+        )
 
 
 def user_mode_sample(guest: vm.Guest, driver: str, bits: int, touched: bool) -> tuple[float, float]:
-    """Seconds in and out, of a device that is there for this sample only."""
+    """Seconds in and out."""
+    seconds = []
+    with user_mode_device(guest, driver, bits, touched) as host:
+        for mib in (UML_BALLOON_MIB, 0):
+            host.tell(f"target {mib * balloon_host.PAGES_PER_MIB}")
+            seconds.append(host.expect("reached", 120)["us"] / 1e6)
+    return tuple(seconds)
+
+
+@contextlib.contextmanager
+def user_mode_device(
+    guest: vm.Guest, driver: str, bits: int, touched: bool
+) -> Iterator[balloon_host.Host]:
+    """A device that is there for one sample only, of memory that the guest has used or not."""
     load, unload = DRIVERS[driver]
     guest.check(load)
     host = balloon_host.Host("--features", f"{bits:x}")
     host.plug_into(guest)
     if touched:
         touch(guest, UML_BALLOON_MIB)
-    seconds = []
-    for mib in (UML_BALLOON_MIB, 0):
-        host.tell(f"target {mib * balloon_host.PAGES_PER_MIB}")
-        seconds.append(host.expect("reached", 120)["us"] / 1e6)
+    yield host
     guest.check(unload)
     seen = host.end()
     if seen["violations"]:
         raise vm.GuestError(f"{driver}: {seen['violations']}")
     guest.check('while [ -n "$(ls /sys/bus/virtio/devices)" ]; do sleep 0.1; done')
-    return tuple(seconds)
