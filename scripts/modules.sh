@@ -31,11 +31,12 @@ else
 	if grep -q '^CONFIG_UML=y' "$kdir/.config"; then
 		arguments+=(ARCH=um)
 	fi
-	# Headers that come with metadata of the kernel crate may lack what is private to the source:
-	# device mapper's own headers, and which flags bindgen does not know.
+	# Headers that come with metadata of the kernel crate may lack what is private to the
+	# source: device mapper's own headers, and which flags bindgen does not know.
 	source=$kdir
 	[ ! -e "$kdir/source" ] || source=$kdir/source
-	if [ ! -e "$source/drivers/md/dm-path-selector.h" ] || [ ! -e "$source/rust/Makefile" ]; then
+	if [ ! -e "$source/drivers/md/dm-path-selector.h" ] ||
+		[ ! -e "$source/rust/Makefile" ]; then
 		upstream=$(upstream_version "$(<"$kdir/include/config/kernel.release")")
 		place=$(find_source "$upstream" "${FERRULE_SUITE:-}")
 		source=$(kernel_source "$upstream" "$place")
