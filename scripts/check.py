@@ -51,7 +51,7 @@ ALLOCATED_AT = re.compile(r"jiffies (\d+)")
 # The rest of a shell command.
 WORDS = r"((?:\\\n|.)*)"
 # A test fails by this when a kernel log says that something is wrong.
-SPLAT = re.compile(r"^(E +)?vm\.Splat: ", re.M)
+SPLAT = re.compile(r"^[E| ]*vm\.Splat: ", re.M)
 KMEMLEAK = "leaks=/sys/kernel/debug/kmemleak; [ -e $leaks ]"
 # What "# Runs:" calls the kernels.
 RUNS = {"release": "vm", "uml": "uml", "checking": "checking", **dict.fromkeys(vm.STOCK, "vm")}

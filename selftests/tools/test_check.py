@@ -168,12 +168,22 @@ def test_cleanup(guest):
     pass
 
 
+@pytest.fixture
+def other():
+    yield
+    raise RuntimeError("it does not end")
+
+
+def test_two_in_cleanup(guest, other):
+    pass
+
+
 """
     text += FLAKY.format(number=1).replace("test_flaky_1()", "test_both(guest)").lstrip()
     run_pytest(report, suite, text)
     status, printed = end(report, capsys)
     assert status == 1
-    assert printed[-1] == "0 passed, 3 failed, 0 skipped"
+    assert printed[-1] == "0 passed, 4 failed, 0 skipped"
     assert not report.folder.exists()
 
 
