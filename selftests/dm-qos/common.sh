@@ -188,8 +188,9 @@ io_max() {
 		case $1 in
 		read_iops) limits+=" riops=$2" ;;
 		write_iops) limits+=" wiops=$2" ;;
-		read_bps) limits+=" rbps=$2" ;;
-		write_bps) limits+=" wbps=$2" ;;
+		# It takes 8M for 8.
+		read_bps) limits+=" rbps=$(numfmt --from=iec "$2")" ;;
+		write_bps) limits+=" wbps=$(numfmt --from=iec "$2")" ;;
 		# What an idle device may save up is not for the user to say.
 		burst_ms) ;;
 		*) fail "io.max has no $1" || return ;;
