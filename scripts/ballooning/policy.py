@@ -18,7 +18,7 @@ budget has left now, not of what has been asked back, so that the guests togethe
 the budget.
 
 A guest that *thrashes* (it reads again and again what it had to drop, whatever it says is
-available) gives nothing, and its least is a step more than it has.
+available) gives nothing, and its least is a step more than it has, or what it was last given.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def least_of(vm: Vm, rules: Rules) -> int:
         return vm.hold
     kept = 0 if vm.may_take else vm.hold
     if vm.thrashes:
-        kept = min(vm.maximum, vm.actual + up(vm.maximum * rules.step // PARTS))
+        kept = max(vm.hold, min(vm.maximum, up(vm.actual + vm.maximum * rules.step // PARTS)))
     margin = max(vm.need * rules.margin // PARTS, min(rules.margin_least, vm.maximum // 6))
     floor = vm.maximum * rules.floor // PARTS if vm.floor is None else vm.floor
     return max(kept, min(vm.maximum, up(max(vm.need + margin, floor))))
