@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import signal
@@ -16,6 +15,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tooling import metrics, output
+from tooling.arguments import Commands, named_value, port, seconds
 from tooling.output import write
 from tooling.sizes import MIB, PAGE, in_words, parse_size, sensible, show_size
 
@@ -74,11 +74,8 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Commands and options."""
     words = sys.argv[1:] if words is None else words
     given = list(words)
-    if words[:1] == ["--metrics"]:
-        words = ["metrics", *words[1:]]
     if words[:1] == ["auto"]:
         words = with_configuration(words)
-    raw = argparse.RawDescriptionHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
     where = common.add_argument_group("virtual machines")
     where.add_argument("--vm", action="append", default=[], metavar="NAME=SOCKET", type=named_path)
@@ -86,29 +83,13 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     where.add_argument("--libvirt", nargs="?", const="", metavar="URI")
     common.add_argument("--json", action="store_true", help="print JSON")
 
-    parser = argparse.ArgumentParser(
-        prog="balloonctl", description=__doc__, epilog=EPILOG, formatter_class=raw
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name, function, text):
-        added = commands.add_parser(
-            name,
-            parents=[common],
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=EPILOG,
-            formatter_class=raw,
-        )
-        added.set_defaults(function=function)
-        return added
-
-    setting = command("set", set_size, "ask for a size, and wait until the guest has it")
+    commands = Commands("balloonctl", __doc__, EPILOG, common)
+    setting = commands.add("set", set_size, "ask for a size, and wait until the guest has it")
     setting.add_argument("name", metavar="VM")
     setting.add_argument("size", metavar="SIZE")
     setting.add_argument(
         "--patience",
-        type=positive,
+        type=seconds,
         default=10,
         metavar="SECONDS",
         help="how long to go on without any progress (10)",
@@ -118,36 +99,56 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         "--force", action="store_true", help="also for a size that hardly any guest can live with"
     )
 
-    command("status", show_status, "show what the VMs have and use")
+    commands.add("status", show_status, "show what the VMs have and use")
 
-    exported = command("metrics", run_metrics, "print metrics (OpenMetrics); also: --metrics")
-    exported.add_argument(
-        "--file", type=pathlib.Path, help="for node_exporter's textfile collector"
+    metrics.add_options(
+        commands.add("metrics", run_metrics, "print metrics (OpenMetrics); also: --metrics")
+    )
+    add_auto_options(
+        commands.add("auto", run_auto, "keep the VMs to a budget, by what their guests need")
     )
 
-    auto = command("auto", run_auto, "keep the VMs to a budget, by what their guests need")
-    auto.add_argument(
-        "--config",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="options, one a line, without the dashes; read again on SIGHUP",
-    )
+    args = commands.parse(words)
+    args.given = given
+    if not args.vm and not args.sockets and args.libvirt is None:
+        if not os.environ.get(SOCKETS):
+            commands.parser.error(
+                f"no VMs: --vm NAME=SOCKET, --sockets DIR, --libvirt or ${SOCKETS}"
+            )
+        args.sockets = [pathlib.Path(os.environ[SOCKETS])]
+    return args
+
+
+# Of "auto", those that are files and those that are percentages.
+FILES = {
+    "config": "options, one a line, without the dashes; read again on SIGHUP",
+    "metrics": "write metrics there, each round",
+    "state": "remember there what is to be put back, should this one be killed",
+}
+PERCENTAGES = {
+    "host-reserve": (None, "what the host keeps available, of its memory (10 if no budget is)"),
+    "host-waiting": (
+        1000,
+        "with --host-reserve: memory is taken while processes of the host wait so long for memory"
+        " (10, of the last ten seconds)",
+    ),
+    "floor": (2500, "the least for a VM without --min, of its memory (25)"),
+    "margin": (
+        1000,
+        "what each has beyond what it needs (10; at least 80 MiB or a sixth of its memory)",
+    ),
+    "step": (500, "the most that is taken in an interval, of a VM's memory (5)"),
+}
+
+
+def add_auto_options(auto: argparse.ArgumentParser) -> None:
+    """Of balloonctl auto."""
+    for name, text in FILES.items():
+        auto.add_argument(f"--{name}", type=pathlib.Path, metavar="FILE", help=text)
+    for name, (default, text) in PERCENTAGES.items():
+        auto.add_argument(f"--{name}", type=percent, default=default, metavar="PERCENT", help=text)
     auto.add_argument(
         "--budget", type=size, metavar="SIZE", help="for all VMs; without it, what the host allows"
-    )
-    auto.add_argument(
-        "--host-reserve",
-        type=percent,
-        metavar="PERCENT",
-        help="what the host keeps available, of its memory (10 if there is no budget)",
-    )
-    auto.add_argument(
-        "--host-waiting",
-        type=percent,
-        default=1000,
-        metavar="PERCENT",
-        help="with --host-reserve: memory is taken while processes of the host wait so long for"
-        " memory (10, of the last ten seconds)",
     )
     auto.add_argument(
         "--weight",
@@ -158,15 +159,6 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="this VM's part of what is left over, by that of others (100)",
     )
     auto.add_argument(
-        "--metrics", type=pathlib.Path, metavar="FILE", help="write metrics there, each round"
-    )
-    auto.add_argument(
-        "--state",
-        type=pathlib.Path,
-        metavar="FILE",
-        help="remember there what is to be put back, should this one be killed",
-    )
-    auto.add_argument(
         "--min",
         action="append",
         default=[],
@@ -175,51 +167,15 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
         help="never less for this VM (others: --floor)",
     )
     auto.add_argument(
-        "--floor",
-        type=percent,
-        default=2500,
-        metavar="PERCENT",
-        help="the least for a VM without --min, of its memory (25)",
+        "--interval", type=seconds, default=5, metavar="SECONDS", help="how often to look (5)"
     )
-    auto.add_argument(
-        "--margin",
-        type=percent,
-        default=1000,
-        metavar="PERCENT",
-        help="what each has beyond what it needs (10; at least 80 MiB or a sixth of its memory)",
-    )
-    auto.add_argument(
-        "--step",
-        type=percent,
-        default=500,
-        metavar="PERCENT",
-        help="the most that is taken in an interval, of a VM's memory (5)",
-    )
-    auto.add_argument(
-        "--interval", type=positive, default=5, metavar="SECONDS", help="how often to look (5)"
-    )
+    auto.add_argument("--listen", type=port, metavar="PORT", help="serve metrics on 127.0.0.1")
     auto.add_argument("--dry-run", action="store_true", help="say what would be done")
-
-    args = parser.parse_args(words)
-    args.given = given
-    if not args.vm and not args.sockets and args.libvirt is None:
-        if not os.environ.get(SOCKETS):
-            parser.error(f"no VMs: --vm NAME=SOCKET, --sockets DIR, --libvirt or ${SOCKETS}")
-        args.sockets = [pathlib.Path(os.environ[SOCKETS])]
-    return args
-
-
-def split_name(text: str) -> tuple[str, str]:
-    """The sides of NAME=VALUE."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r}: should be NAME=VALUE")
-    return name, value
 
 
 def named_path(text: str) -> tuple[str, pathlib.Path]:
     """NAME=SOCKET"""
-    name, value = split_name(text)
+    name, value = named_value(text)
     return name, pathlib.Path(value)
 
 
@@ -236,13 +192,13 @@ def size(text: str) -> int:
 
 def named_size(text: str) -> tuple[str, int]:
     """VM=SIZE"""
-    name, value = split_name(text)
+    name, value = named_value(text)
     return name, size(value)
 
 
 def named_weight(text: str) -> tuple[str, int]:
     """VM=NUMBER"""
-    name, value = split_name(text)
+    name, value = named_value(text)
     if not (value.isdecimal() and 1 <= int(value) <= 10_000):
         raise argparse.ArgumentTypeError(f"{text!r}: a weight is 1 to 10000")
     return name, int(value)
@@ -266,14 +222,6 @@ def with_configuration(words: list[str]) -> list[str]:
         if parts and not parts[0].startswith("#"):
             options += [f"--{parts[0]}", *(part.strip() for part in parts[1:])]
     return ["auto", *options, *words[1:]]
-
-
-def positive(text: str) -> float:
-    """A number of seconds."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
 def percent(text: str) -> int:
@@ -536,21 +484,13 @@ def show_table(rows: list[dict], console: Console) -> None:
 
 async def run_metrics(args: argparse.Namespace) -> int:
     """balloonctl metrics"""
+    if args.listen is not None:
+        # Each time that somebody asks, in a thread of its own.
+        metrics.serve(lambda: figures.families_of(asyncio.run(status_rows(args))), args.listen)
+        await asyncio.Event().wait()
     rows = await status_rows(args)
-    families = figures.families_of(rows)
-    if args.file:
-        write_metrics(args.file, families)
-    else:
-        write(metrics.text_of(families).rstrip("\n"))
+    metrics.publish(args.file, figures.families_of(rows))
     return ERROR if any("error" in row for row in rows) else 0
-
-
-def write_metrics(path: pathlib.Path, families: list[metrics.Family]) -> None:
-    """A file, as a whole."""
-    try:
-        metrics.write_file(path, families)
-    except OSError as error:
-        raise metrics.MetricsError(f"{path}: {error.strerror}") from None
 
 
 def configure(controller: Controller, args: argparse.Namespace) -> None:
@@ -602,6 +542,9 @@ async def run_auto(args: argparse.Namespace) -> int:
     configure(controller, args)
     # What cannot be looked for at the start is a mistake; later on it may come back.
     await controller.sources.find()
+    latest: list[metrics.Family] = []
+    if args.listen is not None:
+        metrics.serve(lambda: list(latest), args.listen)
     hung_up = asyncio.Event()
     with contextlib.suppress(ValueError, RuntimeError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up.set)
@@ -613,9 +556,10 @@ async def run_auto(args: argparse.Namespace) -> int:
                 report = await controller.round()
                 if args.json:
                     write(json.dumps(report), sys.stdout)
+                latest[:] = figures.families_of_round(report)
                 if args.metrics:
                     with controller.named_problem("metrics"):
-                        write_metrics(args.metrics, figures.families_of_round(report))
+                        metrics.publish(args.metrics, latest)
                 left = max(0, args.interval - (time.monotonic() - started))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(hung_up.wait(), left)

@@ -4,7 +4,6 @@
 import argparse
 import contextlib
 import fcntl
-import math
 import os
 import pathlib
 import signal
@@ -14,10 +13,11 @@ import threading
 import time
 
 from tooling import metrics, output
+from tooling.arguments import Commands, named_value, seconds
 
-from . import disks, figures, files, live, moves
+from . import disks, figures, files, live, moves, paths
 from .limits import KEYS, Limits, LimitsError, show_value
-from .mapper import TIMEOUT, Device, Mapper, MapperError
+from .mapper import TIMEOUT, Device, Mapper, MapperError, node_of
 from .moves import Attached, QosError
 
 ERROR = 1
@@ -46,10 +46,7 @@ Exit status: 0 done, 1 error, 2 usage, 128 and the signal's number if interrupte
 
 def main() -> int:
     """The command line."""
-    words = sys.argv[1:]
-    if words[:1] == ["--metrics"]:
-        words[0] = "metrics"
-    args = parse_arguments(words)
+    args = parse_arguments(sys.argv[1:])
     signal.signal(signal.SIGTERM, interrupt)
     try:
         return args.function(args, Mapper())
@@ -70,7 +67,6 @@ def interrupt(number, _frame) -> None:
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """Commands and options."""
-    raw = argparse.RawDescriptionHelpFormatter
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON")
     where = argparse.ArgumentParser(add_help=False)
@@ -89,28 +85,12 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
         metavar="SECONDS",
         help=f"how long to wait for I/O that is on its way to the device ({TIMEOUT})",
     )
-    parser = argparse.ArgumentParser(
-        prog="qosctl", description=__doc__, epilog=EPILOG, formatter_class=raw
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(name, function, text, *parents):
-        added = commands.add_parser(
-            name,
-            parents=[common, *parents],
-            help=text,
-            description=text[0].upper() + text[1:] + ".",
-            epilog=EPILOG,
-            formatter_class=raw,
-            allow_abbrev=False,
-        )
-        added.set_defaults(function=function)
-        return added
+    commands = Commands("qosctl", __doc__, EPILOG, common)
 
     def device(added, **options):
         added.add_argument("device", metavar="DEVICE", **options)
 
-    attach = command("attach", run_attach, "put limits over a device or into it", where, slow)
+    attach = commands.add("attach", run_attach, "put limits over a device or into it", where, slow)
     device(attach)
     attach.add_argument(
         "--over",
@@ -120,45 +100,43 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     attach.add_argument("--name", help="of the new device (the kernel's name of the disk and -qos)")
     add_limits(attach)
 
-    detach = command("detach", run_detach, "take limits away, the device stays", where, slow)
+    detach = commands.add("detach", run_detach, "take limits away, the device stays", where, slow)
     device(detach)
     detach.add_argument("--forget", action="store_true", help="and what was saved of it")
 
-    setting = command("set", run_set, "change limits", where, slow)
+    setting = commands.add("set", run_set, "change limits", where, slow)
     device(setting)
     add_limits(setting)
 
-    device(command("show", run_show, "show all that is known of a device"))
-    command("list", run_list, "show all devices that have limits")
+    device(commands.add("show", run_show, "show all that is known of a device"))
+    commands.add("list", run_list, "show all devices that have limits")
 
-    save = command("save", run_save, "write down what is attached, for the next boot", where)
+    save = commands.add("save", run_save, "write down what is attached, for the next boot", where)
     device(save, nargs="*", help="these (all that qosctl has made)")
 
-    restore = command("restore", run_restore, "attach what was saved", where, slow)
+    restore = commands.add("restore", run_restore, "attach what was saved", where, slow)
     restore.add_argument("name", metavar="NAME", nargs="*", help="these (all that were saved)")
     restore.add_argument("--on", metavar="DEVICE", help="only what is for this device, for udev")
 
-    top = command("top", run_top, "show what the devices do, live")
+    top = commands.add("top", run_top, "show what the devices do, live")
     top.add_argument("--interval", type=seconds, default=1, metavar="SECONDS", help="(1)")
     top.add_argument("--count", type=int, default=0, metavar="N", help="so often, and end")
     top.add_argument("--group", help="only devices of this group")
 
-    why = command("why", run_why, "say what holds a device's I/O now")
+    why = commands.add("why", run_why, "say what holds a device's I/O now")
     device(why)
     why.add_argument("--seconds", type=seconds, default=1, help="how long to look (1)")
 
-    measure = command("measure", run_measure, "measure what a disk can do, with fio")
+    measure = commands.add("measure", run_measure, "measure what a disk can do, with fio")
     measure.add_argument("disk", metavar="DISK")
     measure.add_argument("--write", action="store_true", help="writes too: ALL DATA ON IT ARE LOST")
     measure.add_argument("--yes", action="store_true", help="do not ask before writing")
     measure.add_argument("--seconds", type=seconds, default=5, help="for each run (5)")
 
-    figures_ = command("metrics", run_metrics, "print metrics (OpenMetrics); also: --metrics")
-    figures_.add_argument(
-        "--file", type=pathlib.Path, help="for node_exporter's textfile collector"
+    metrics.add_options(
+        commands.add("metrics", run_metrics, "print metrics (OpenMetrics); also: --metrics")
     )
-    figures_.add_argument("--listen", type=int, metavar="PORT", help="serve them on 127.0.0.1")
-    return parser.parse_args(words)
+    return commands.parse(words)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -177,22 +155,6 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         help="any other key that the module knows",
     )
     parser.add_argument("--save", action="store_true", help="for the next boot, too")
-
-
-def named_value(text: str) -> tuple[str, str]:
-    """KEY=VALUE"""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"{text!r}: should be KEY=VALUE")
-    return name, value
-
-
-def seconds(text: str) -> float:
-    """A number of seconds."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
 def values_of(args: argparse.Namespace) -> dict[str, str]:
@@ -247,7 +209,8 @@ def attach(mapper: Mapper, place: moves.Place, args, limits: Limits, name: str |
     if place.device and place.device.uuid.startswith(moves.BELOW):
         raise QosError(f"{place.device.name} is what a qos device lies on: name that one")
     if place.device is None or args.over:
-        name = name or f"{place.device.name if place.device else place.node}-qos".replace("!", "-")
+        base = place.device.name if place.device else node_of(place.number)
+        name = name or f"{base}-qos".replace("!", "-")
         moves.attach_over(mapper, place.path, place.number, name, limits)
         return name
     if name:
@@ -270,10 +233,18 @@ def run_attach(args: argparse.Namespace, mapper: Mapper) -> int:
         name = attach(mapper, place, args, limits, args.name)
         one = moves.find_attached(mapper)[name]
         if args.save:
-            files.write(args.directory, files.saved_of(one, absolute(args.device)))
+            save(args, one, absolute(args.device))
     said = limits.shown() or "no limit yet"
     say(args, f"/dev/mapper/{name}: {said}", **row_of(one))
     return 0
+
+
+def save(args: argparse.Namespace, one: Attached, path: str | None) -> None:
+    """What has been attached or set already."""
+    try:
+        files.write(args.directory, files.saved_of(one, path))
+    except QosError as problem:
+        raise QosError(f"{one.name} has its limits, but they are not saved: {problem}") from None
 
 
 def absolute(text: str) -> str | None:
@@ -284,24 +255,32 @@ def absolute(text: str) -> str | None:
 def run_detach(args: argparse.Namespace, mapper: Mapper) -> int:
     """qosctl detach"""
     with locked():
+        name = name_of(mapper, args.device)
         devices = mapper.devices()
         attached = moves.attached_among(mapper, devices)
-        rest = {d.name: d for d in moves.left_over(devices, attached)}
-        hidden = rest.get(args.device.removeprefix("/dev/mapper/") + moves.SUFFIX)
-        if hidden and args.device.removeprefix("/dev/mapper/") not in attached:
-            moves.clean_up(mapper, hidden.name)
-            name, text = args.device, "had no limits any more; what was left of them is removed"
+        rest = [d.name for d in moves.left_over(devices, attached)]
+        if name not in attached and name + moves.SUFFIX in rest:
+            moves.clean_up(mapper, name + moves.SUFFIX)
+            text = "had no limits any more; what was left of them is removed"
         else:
             one = moves.find_one(mapper, args.device)
             moves.detach(mapper, one, args.patience)
             name, text = one.name, "is as before" if one.hidden else "is removed"
-        path = files.path_of(args.directory, os.path.basename(name))
+        path = files.path_of(args.directory, name)
         if args.forget:
             path.unlink(missing_ok=True)
         elif path.exists():
             text += f"; {path} brings its limits back at the next boot (--forget)"
     say(args, f"{name}: {text}", device=name, detached=True)
     return 0
+
+
+def name_of(mapper: Mapper, text: str) -> str:
+    """Of a mapped device that a user named; it may have gone, and something of it be left."""
+    with contextlib.suppress(QosError):
+        if device := moves.find_place(mapper, text).device:
+            return device.name
+    return text.removeprefix("/dev/mapper/")
 
 
 def run_set(args: argparse.Namespace, mapper: Mapper) -> int:
@@ -314,7 +293,7 @@ def run_set(args: argparse.Namespace, mapper: Mapper) -> int:
         moves.change(mapper, one, values, args.patience)
         one = moves.find_attached(mapper)[one.name]
         if args.save:
-            files.write(args.directory, files.saved_of(one, saved_path(args, one)))
+            save(args, one, saved_path(args, one))
     say(args, f"{one.name}: {one.limits.shown() or 'no limit'}", **row_of(one))
     return 0
 
@@ -375,7 +354,7 @@ def run_list(args: argparse.Namespace, mapper: Mapper) -> int:
         [
             name,
             sample.one.how,
-            node_of(sample.one),
+            "itself" if sample.one.hidden else node_of(sample.one.below),
             sample.one.limits.values.get("group", "-"),
             str(sample.held),
             str(sample.status.get("reservation", "-")),
@@ -403,13 +382,6 @@ def run_list(args: argparse.Namespace, mapper: Mapper) -> int:
 def left_row(hidden: Device) -> dict:
     """Of a hidden device that is left over."""
     return {"device": hidden.name, "number": hidden.number, "attached": "left over"}
-
-
-def node_of(one: Attached) -> str:
-    """What a device lies on, as people know it."""
-    if one.hidden:
-        return "itself"
-    return moves.Place("", one.below, None).node
 
 
 def run_save(args: argparse.Namespace, mapper: Mapper) -> int:
@@ -464,11 +436,14 @@ def restore(args, mapper: Mapper, saved: files.Saved, number: str | None) -> str
         place = moves.find_place(mapper, name if saved.how == "into" else saved.device)
     except QosError:
         return None if number else "its device is not there"
-    attached = moves.find_attached(mapper)
-    if name in attached:
-        one = attached[name]
-        if number not in (None, place.number, one.device.number):
-            return None
+    one = moves.find_attached(mapper).get(name)
+    if one and number not in (None, place.number, one.device.number):
+        return None
+    if one and one.how == "over" and not moves.lies_on(one, place.number):
+        # Its disk has gone, and come back as another one.
+        moves.detach(mapper, one, args.patience)
+        one = None
+    if one:
         values = one.limits.difference(saved.limits)
         if values:
             moves.change(mapper, one, values, args.patience)
@@ -642,19 +617,15 @@ def run_metrics(args: argparse.Namespace, mapper: Mapper) -> int:
     """qosctl metrics"""
 
     def families():
-        return figures.families_of(live.take(mapper))
+        samples = live.take(mapper)
+        held = live.histograms(mapper, samples)
+        return figures.families_of(samples, held) + paths.families_of(mapper)
 
     if args.listen is not None:
         metrics.serve(families, args.listen)
         # Until a signal comes.
         threading.Event().wait()
-    if args.file:
-        try:
-            metrics.write_file(args.file, families())
-        except OSError as problem:
-            raise QosError(f"{args.file}: {problem.strerror}") from None
-        return 0
-    output.write(metrics.text_of(families()).rstrip("\n"))
+    metrics.publish(args.file, families())
     return 0
 
 

@@ -19,6 +19,7 @@ import pathlib
 from tooling.metrics import replace_file
 
 from .limits import Limits, LimitsError, show_value
+from .mapper import node_of, sysfs
 from .moves import Attached, QosError
 
 DIRECTORY = pathlib.Path("/etc/qos.d")
@@ -127,8 +128,7 @@ def stable_path(number: str, path: str | None, disk: pathlib.Path | None = None)
                     return str(link)
     if path:
         return path
-    node = os.path.basename(os.path.realpath(f"/sys/dev/block/{number}"))
     with contextlib.suppress(OSError):
-        name = pathlib.Path(f"/sys/dev/block/{number}/dm/name").read_text(encoding="utf-8")
+        name = (sysfs(number) / "dm/name").read_text(encoding="utf-8")
         return f"/dev/mapper/{name.strip()}"
-    return f"/dev/{node}"
+    return f"/dev/{node_of(number)}"

@@ -4,10 +4,11 @@
 import dataclasses
 import re
 
+from tooling.sizes import UNITS
+
 from .mapper import Line
 
 COUNT, BYTES, NAME = "N", "SIZE", "NAME"
-SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class LimitsError(ValueError):
@@ -69,7 +70,7 @@ def parse_value(key: str, text: str) -> str:
     match = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
     if not match:
         raise LimitsError(f"{text!r} is no {'size: 512K, 8M' if kind == BYTES else 'number'}")
-    return str(int(match[1]) * SUFFIXES[match[2].upper()])
+    return str(int(match[1]) * UNITS[match[2].upper()])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +123,18 @@ def show_value(key: str, value: str) -> str:
     if key not in KEYS or KEYS[key].kind != BYTES:
         return value
     number = int(value)
-    for suffix, unit in reversed(SUFFIXES.items()):
+    for suffix, unit in reversed(UNITS.items()):
         if number and number % unit == 0:
             return f"{number // unit}{suffix}"
     return value
 
 
-def make_line(length: int, device: str, limits: Limits) -> Line:
-    """A qos device over all of another."""
+def make_line(length: int, device: str, limits: Limits, offset: int = 0, start: int = 0) -> Line:
+    """So much of a device, from an offset on, for a table in which it begins there."""
     words = limits.words()
     count = len(words.split())
-    return Line(0, length, "qos", f"{device} 0" + (f" {count} {words}" if count else ""))
+    arguments = f"{device} {offset}" + (f" {count} {words}" if count else "")
+    return Line(start, length, "qos", arguments)
 
 
 def parse_line(line: Line) -> tuple[str, int, Limits]:

@@ -3,10 +3,11 @@
 
 import contextlib
 import dataclasses
+import re
 import time
 
 from .limits import Limits, parse_status
-from .mapper import Mapper, sysfs
+from .mapper import Mapper, MapperError, read_stat
 from .moves import Attached, attached_among
 
 # Of a limit, this part and more is at the limit.
@@ -47,14 +48,6 @@ class Sample:
         return sum(self.number(f"{way}_held") for way in DIRECTIONS)
 
 
-def read_stat(number: str) -> list[int] | None:
-    """The fields of Documentation/block/stat.rst, if the kernel has them."""
-    try:
-        return [int(word) for word in (sysfs(number) / "stat").read_text().split()]
-    except (OSError, ValueError):
-        return None
-
-
 def read_disk(number: str) -> Disk | None:
     """Of the device below; None: not known."""
     words = read_stat(number)
@@ -81,6 +74,29 @@ def take(mapper: Mapper) -> dict[str, Sample]:
             own.in_flight if own else None,
         )
     return found
+
+
+# How many bios were held how long, in microseconds: from, to, how many.
+Held = list[tuple[int, int, int]]
+
+
+def histograms(mapper: Mapper, samples: dict[str, Sample]) -> dict[str, dict[str, Held]]:
+    """How long bios were held since the last reset, by device and direction."""
+    found = {}
+    for name in samples:
+        # It may have gone.
+        with contextlib.suppress(MapperError):
+            found[name] = parse_histogram(mapper.message(name, "histogram"))
+    return found
+
+
+def parse_histogram(text: str) -> dict[str, Held]:
+    """What the message `histogram` prints."""
+    fields = dict(re.findall(r"(\w+)_hold_us=(\S*)", text))
+    return {
+        way: [tuple(map(int, part)) for part in re.findall(r"(\d+)-(\d+):(\d+)", counts)]
+        for way, counts in fields.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,5 +260,4 @@ def why_of(name: str, first: dict[str, Sample], last: dict[str, Sample]) -> str 
 
 def wait_until(deadline: float) -> None:
     """Sleep, however long the round before took."""
-    with contextlib.suppress(ValueError):
-        time.sleep(max(0, deadline - time.monotonic()))
+    time.sleep(max(0, deadline - time.monotonic()))

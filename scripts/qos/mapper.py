@@ -255,3 +255,17 @@ def text_of(table: Table) -> str:
 def sysfs(number: str) -> pathlib.Path:
     """What the kernel shows of a block device, by its number."""
     return pathlib.Path("/sys/dev/block") / number
+
+
+def read_stat(number: str) -> list[int] | None:
+    """A block device's counters, as Documentation/block/stat.rst has them."""
+    try:
+        return [int(word) for word in (sysfs(number) / "stat").read_text().split()]
+    except (OSError, ValueError):
+        return None
+
+
+def node_of(number: str) -> str:
+    """The kernel's own name of a block device, or its number if there is none any more."""
+    path = os.path.realpath(sysfs(number))
+    return number if path.endswith(number) else os.path.basename(path)

@@ -59,7 +59,8 @@ class Attached:
         """How it came to be."""
         if self.hidden:
             return "into"
-        return "over" if self.device.uuid.startswith(OVER) else "by hand"
+        is_whole = len(self.table) == 1 and parse_line(self.table[0])[1] == 0
+        return "over" if self.device.uuid.startswith(OVER) and is_whole else "by hand"
 
 
 def find_attached(mapper: Mapper) -> dict[str, Attached]:
@@ -265,6 +266,11 @@ def why_not_for_lvm(device: Device, holders: list[str], kind: str) -> str | None
     return None
 
 
+def lies_on(one: Attached, number: str) -> bool:
+    """Whether it does on the disk that has this number now: a disk that is gone may have had it."""
+    return (sysfs(number) / "holders" / one.device.node).exists()
+
+
 def holders_of(number: str) -> list[str]:
     """UUIDs of mapped devices that lie on a device."""
     found = []
@@ -358,9 +364,7 @@ def change(mapper: Mapper, one: Attached, values: dict[str, str], patience: floa
 def with_limits(line: Line, limits: Limits) -> Line:
     """The same place with other limits."""
     device, offset, _ = parse_line(line)
-    made = make_line(line.length, device, limits)
-    arguments = made.arguments.replace(f"{device} 0", f"{device} {offset}", 1)
-    return dataclasses.replace(line, arguments=arguments)
+    return make_line(line.length, device, limits, offset, line.start)
 
 
 @contextlib.contextmanager
@@ -379,13 +383,6 @@ class Place:
     path: str
     number: str
     device: Device | None
-
-    @property
-    def node(self) -> str:
-        """The kernel's own name."""
-        if self.device:
-            return self.device.node
-        return os.path.basename(os.path.realpath(sysfs(self.number)))
 
 
 def find_place(mapper: Mapper, text: str) -> Place:

@@ -184,6 +184,9 @@ def test_a_configuration_comes_before_the_command_line(tmp_path, monkeypatch, ca
     args = balloonctl.parse_arguments(["auto", "--config", str(path), "--budget", "2G"])
     assert (args.budget, args.min, args.weight) == (2 * GIB, [("db", GIB)], [("db", 400)])
     assert args.dry_run
+    # Of an option that is cut short no file would be read.
+    with pytest.raises(SystemExit):
+        balloonctl.parse_arguments(["auto", "--conf", str(path), "--sockets", "/run/vms"])
     path.write_text("weight db=0\n")
     with pytest.raises(SystemExit):
         balloonctl.parse_arguments(["auto", "--config", str(path)])

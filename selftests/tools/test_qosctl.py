@@ -2,8 +2,10 @@
 """qosctl, with a device mapper that is not there: what is moved where, and what is put back."""
 
 import dataclasses
+import errno
 import itertools
 import json
+import os
 import pathlib
 import re
 import sys
@@ -349,6 +351,24 @@ def test_other_limits_are_a_message_and_another_group_a_table():
     assert moves.find_attached(mapper)["a"].limits.words() == "bps 8388608"
 
 
+def test_what_was_made_by_hand_keeps_its_place():
+    """Of a table of several lines, each with an offset of its own, limits are changed only."""
+    kernel = FakeKernel()
+    kernel.add("a", Line.parse("0 8 qos 8:16 2048 2 iops 5"), uuid="QOS-a")
+    kernel.add("b", Line.parse("0 8 qos 8:16 0"), Line.parse("8 8 qos 8:32 0"), uuid="QOS-b")
+    kernel.add("c", Line.parse("0 8 qos 8:16 0"), uuid="QOS-c")
+    mapper = Mapper(kernel)
+    found = moves.find_attached(mapper)
+    assert [found[name].how for name in "abc"] == ["by hand", "by hand", "over"]
+    moves.change(mapper, found["a"], {"group": "g"})
+    moves.change(mapper, found["b"], {"group": "g"})
+    assert list(map(str, kernel.live["a"])) == ["0 8 qos 8:16 2048 4 iops 5 group g"]
+    assert list(map(str, kernel.live["b"])) == [
+        "0 8 qos 8:16 0 2 group g",
+        "8 8 qos 8:32 0 2 group g",
+    ]
+
+
 NAMES = st.text("abc: -.", min_size=1, max_size=6).filter(lambda n: n.strip() == n)
 LINES = st.builds(
     Line,
@@ -428,6 +448,11 @@ def test_mistakes_in_files_are_named(text, reason):
         files.parse("a", text)
 
 
+def no_room(path, text):
+    """Instead of writing a file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_the_trouble_of_one_file_is_its_own(tmp_path, monkeypatch, capsys):
     """The others are attached, what is not there is waited for, and the status is 1."""
     kernel = FakeKernel()
@@ -456,8 +481,17 @@ def test_the_trouble_of_one_file_is_its_own(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert run("list", "--json") == 0
     assert [row["attached"] for row in json.loads(capsys.readouterr().out)] == ["into"] * 2
+    kernel.add("d", LINEAR)
     assert run("detach", "a", "--forget", "--directory", str(tmp_path)) == 0
     assert not (tmp_path / "a.conf").exists()
+    monkeypatch.setattr(files, "replace_file", no_room)
+    assert run("attach", "d", "--iops", "7", "--save", "--directory", str(tmp_path)) == 1
+    assert capsys.readouterr().err.startswith("error: d has its limits, but they are not saved: ")
+    # Its owner has taken the device away, and what is left of it is not in use.
+    del kernel.devices["d"], kernel.live["d"]
+    assert run("detach", "/dev/mapper/d", "--directory", str(tmp_path)) == 0
+    assert "d-qos-below" not in kernel.devices
+    capsys.readouterr()
     assert run("show", "a") == 1
     assert capsys.readouterr().err == "error: a has no limits (qosctl attach)\n"
 
@@ -544,20 +578,29 @@ def test_top_fits_into_80_columns():
 def test_metrics_are_what_the_parser_takes():
     """OpenMetrics, with units in the names; and a file of the older format."""
     parser = pytest.importorskip("prometheus_client.openmetrics.parser")
-    status = {"read_ios": 5, "read_hold_p99_us": 2000, "group": "g", "reserve_missed": 1}
-    one = sample('a"\\\n', status=status, iops="500", group="g", burst_ms="20")
-    families = figures.families_of({one.one.name: one})
+    status = {"read_ios": 5, "group": 7, "reserve_missed": 1}
+    one = sample('a"\\\n', status=status, iops="500", group="007", burst_ms="20")
+    said = "read_hold_us=0-0:1,960-1023:2,1024-1151:3,4026531840-4294967295:1 write_hold_us="
+    families = figures.families_of({one.one.name: one}, {one.one.name: live.parse_histogram(said)})
     found = {
-        (s.name, s.labels.get("direction"), s.labels.get("quantile")): s
+        (s.name, s.labels.get("direction"), s.labels.get("le")): s
         for family in parser.text_string_to_metric_families(metrics.text_of(families))
         for s in family.samples
     }
     assert found["ferrule_qos_ios_total", "read", None].value == 5
     assert found["ferrule_qos_ios_total", "read", None].labels["device"] == 'a"\\\n'
-    assert found["ferrule_qos_hold_seconds", "read", "0.99"].value == 0.002
+    assert found["ferrule_qos_hold_seconds_bucket", "read", "0.000128"].value == 1
+    assert found["ferrule_qos_hold_seconds_bucket", "read", "0.001024"].value == 3
+    assert found["ferrule_qos_hold_seconds_bucket", "read", "0.002048"].value == 6
+    assert found["ferrule_qos_hold_seconds_bucket", "read", "16.777216"].value == 6
+    assert found["ferrule_qos_hold_seconds_bucket", "read", "+Inf"].value == 7
+    assert found["ferrule_qos_hold_seconds_count", "write", None].value == 0
+    assert 4160 < found["ferrule_qos_hold_seconds_sum", "read", None].value < 4161
     assert found["ferrule_qos_limit_ios_per_second", None, None].value == 500
     assert found["ferrule_qos_limit_burst_seconds", None, None].value == 0.02
     assert found["ferrule_qos_reserve_missed_total", None, None].value == 1
+    # A name is a name, also if it looks like a number.
+    assert found["ferrule_qos_reserve_missed_total", None, None].labels["group"] == "007"
 
 
 def test_a_metrics_file_is_replaced_as_a_whole(tmp_path):
@@ -565,7 +608,7 @@ def test_a_metrics_file_is_replaced_as_a_whole(tmp_path):
     parser = pytest.importorskip("prometheus_client.parser")
     path = tmp_path / "qos.prom"
     for _ in range(2):
-        metrics.write_file(path, figures.families_of({"a": sample()}))
+        metrics.write_file(path, figures.families_of({"a": sample()}, {}))
     assert [file.name for file in tmp_path.iterdir()] == ["qos.prom"]
     assert list(parser.text_string_to_metric_families(path.read_text()))
 
