@@ -6,8 +6,8 @@
 #	build	compilers, bindgen, kernel build dependencies
 #	stock	what it takes to fetch a distribution's kernel and to build modules for it
 #	vm	QEMU, virtme-ng, and what runs in the guest
-#	test	cargo, for the host unit tests; libvirt, for those of balloonctl; file servers,
-#		unpacked for guests
+#	test	cargo, for the host unit tests; libvirt, for those of balloonctl; file servers, for
+#		guests, and Prometheus: both unpacked in the cache
 #	lint	rustfmt, clippy, shellcheck
 #
 # Prints shell assignments: LLVM, RUSTC, BINDGEN, VENV. Set RUSTC, LLVM (a suffix such as "-22") or
@@ -226,21 +226,21 @@ libvirt_tools() {
 		say "no libvirt: its tests will be skipped"
 }
 
-# File servers, with all that this machine lacks for them, unpacked where guests find them. Only a
-# few tests need them.
-server_tools() {
-	local dir="$FERRULE_CACHE/tools/servers" package
-	[ "$(cat "$dir/.complete" 2>/dev/null)" != "${SERVER_PACKAGES[*]}" ] &&
-		[ "$(id -u)" = 0 ] || return 0
-	say "unpacking file servers for guests: ${SERVER_PACKAGES[*]}"
+# unpack NAME WHAT PACKAGE...: packages, with all that this machine lacks for them, in a directory
+# of the cache. Only a few tests need them: they are skipped without.
+unpack() {
+	local dir="$FERRULE_CACHE/tools/$1" what=$2 package
+	shift 2
+	[ "$(cat "$dir/.complete" 2>/dev/null)" != "$*" ] && [ "$(id -u)" = 0 ] || return 0
+	say "unpacking $what: $*"
 	rm -rf "$dir"
 	mkdir -p "$dir/archives/partial" "$dir"/{etc,var} "$dir"/usr/{bin,lib,sbin}
 	ln -s usr/bin usr/lib usr/sbin "$dir"
-	apt_update "${SERVER_PACKAGES[@]}"
+	apt_update "$@"
 	apt-get -q -y --download-only --no-install-recommends \
 		-o Dir::Cache::archives="$dir/archives" -o APT::Sandbox::User=root \
-		install "${SERVER_PACKAGES[@]}" >>"$FERRULE_CACHE/apt.log" 2>&1 || {
-		say "no file servers: their tests will be skipped"
+		install "$@" >>"$FERRULE_CACHE/apt.log" 2>&1 || {
+		say "not to be had: $what; their tests will be skipped"
 		return 0
 	}
 	for package in "$dir"/archives/*.deb; do
@@ -248,7 +248,7 @@ server_tools() {
 			tar -x --keep-directory-symlink -C "$dir" || die "cannot unpack $package"
 	done
 	rm -rf "$dir/archives"
-	echo "${SERVER_PACKAGES[*]}" >"$dir/.complete"
+	echo "$*" >"$dir/.complete"
 }
 
 lint_tools() {
@@ -269,7 +269,12 @@ for group in "$@"; do
 	build) build_tools ;;
 	stock) stock_tools ;;
 	vm) vm_tools ;;
-	test) test_tools && libvirt_tools && server_tools ;;
+	test)
+		test_tools
+		libvirt_tools
+		unpack servers "file servers for guests" "${SERVER_PACKAGES[@]}"
+		unpack prometheus "Prometheus, to test metrics with" prometheus
+		;;
 	lint) test_tools && lint_tools ;;
 	*) die "no such group of tools: $group" ;;
 	esac
