@@ -136,29 +136,23 @@ def measure(
         table.add_row(name, f"{statistics.median(seen):.0f}", f"{min(seen):.0f} to {max(seen):.0f}")
     results.console.print(table)
 
-    peers = [name for name in names if not name.startswith("round-robin-rs")]
-    best = max(peers, key=lambda name: statistics.median(iops[name]))
-    for peer in names:
-        if peer == OURS:
-            continue
+    def add(name, peer, goal):
         results.add(
-            f"{row}: by {peer}",
+            f"{row}: by {name}",
             "IOPS",
             iops[OURS],
             peer=iops[peer],
             peer_name=peer,
-            goal=GOALS.get((row, peer)),
+            goal=goal,
             paired=True,
         )
-    results.add(
-        f"{row}: by the best C selector",
-        "IOPS",
-        iops[OURS],
-        peer=iops[best],
-        peer_name=best,
-        goal=Goal("ratio", ">=", 1.0),
-        paired=True,
-    )
+
+    for peer in names:
+        if peer != OURS:
+            add(peer, peer, GOALS.get((row, peer)))
+    in_c = [name for name in names if not name.startswith("round-robin-rs")]
+    best = max(in_c, key=lambda name: statistics.median(iops[name]))
+    add("the best C selector", best, Goal("ratio", ">=", 1.0))
 
 
 def measure_change(results: Results, lab: iscsi_lab.Lab, path: str, names: list) -> None:
