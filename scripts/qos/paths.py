@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Paths of multipath devices, and their metrics, by what dmsetup and the kernel say of them."""
 
+import contextlib
 import dataclasses
 
 from tooling.metrics import Family
@@ -80,7 +81,9 @@ def parse_status(line: Line, groups: list[Group]) -> list[Path]:
     words.take_counted()
     words.take_counted()
     count, _next = int(words.take()), words.take()
-    for index, group in enumerate(groups[:count], 1):
+    if count != len(groups):
+        raise ValueError("the status is of another table")
+    for index, group in enumerate(groups, 1):
         is_current = words.take() == "A"
         words.take_counted()
         paths, extra = int(words.take()), int(words.take())
@@ -118,7 +121,8 @@ def take(mapper: Mapper) -> dict[str, list[Path]]:
     statuses = mapper.statuses("multipath", devices)
     found = {}
     for name, lines in sorted(tables.items()):
-        if name in statuses:
+        # The trouble of one is its own: it may have gone, or have been given another table.
+        with contextlib.suppress(KeyError, IndexError, ValueError):
             found[name] = parse_status(statuses[name][0], parse_table(lines[0]))
     return found
 
@@ -130,7 +134,7 @@ def families_of(mapper: Mapper) -> list[Family]:
     active = Family(f"{prefix}_active", "Whether the path is in service.", way)
     current = Family(f"{prefix}_current", "Whether I/O goes to the path's group.", way)
     failures = Family(f"{prefix}_failures_total", "How often the path failed.", way)
-    weight = Family(f"{prefix}_weight", "The path's own weight.", way)
+    weight = Family(f"{prefix}_weight", "The path's own weight, as its table has it.", way)
     latency = Family(
         f"{prefix}_latency_seconds", "What an I/O takes on the path, by its selector.", way
     )

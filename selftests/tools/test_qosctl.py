@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qos import __main__ as qosctl
-from qos import disks, figures, files, live, moves
+from qos import disks, figures, files, live, moves, paths
 from qos.limits import KEYS, Limits, LimitsError, make_line, parse_line
 from qos.mapper import Device, Line, Mapper, MapperError, parse_devices, parse_tables, problem_of
 from qos.moves import BELOW, QosError
@@ -573,6 +573,56 @@ def test_top_fits_into_80_columns():
     console = Console(width=80, force_terminal=True)
     _, width, _ = qosctl.output.fit_table("DEVICE", qosctl.TOP, rows, qosctl.TOP_LEAST, console)
     assert width <= 80
+
+
+@pytest.mark.parametrize(
+    ("table", "status", "expected"),
+    [
+        (
+            "1 queue_if_no_path 1 alua 1 1 service-time 0 2 2 8:16 1 1 8:32 1 1",
+            "2 0 1 0 1 1 E 0 2 2 8:16 A 0 0 1 8:32 F 3 0 1",
+            [
+                paths.Path("8:16", 1, is_current=False, is_active=True, failures=0),
+                paths.Path("8:32", 1, is_current=False, is_active=False, failures=3),
+            ],
+        ),
+        (
+            "0 0 2 1 round-robin 0 1 1 8:16 1000 round-robin 0 1 0 8:32",
+            "2 0 0 0 2 1 A 0 1 0 8:16 A 0 D 0 1 0 8:32 A 0",
+            [
+                paths.Path("8:16", 1, is_current=True, is_active=True, failures=0, weight=1000),
+                paths.Path("8:32", 2, is_current=False, is_active=True, failures=0),
+            ],
+        ),
+        (
+            "0 0 1 1 round-robin-rs 1 latency 2 1 8:16 3 8:32 1",
+            "2 0 0 0 1 1 A 0 2 3 8:16 A 0 3 0 75.00 8:32 A 0 1 31020 25.00",
+            [
+                paths.Path("8:16", 1, True, True, 0, 3, None, 0.75),
+                paths.Path("8:32", 1, True, True, 0, 1, 31020, 0.25),
+            ],
+        ),
+        ("2 queue_mode bio 0 0 0", "2 0 0 0 0 0", []),
+    ],
+)
+def test_paths_are_read(table, status, expected):
+    """Of any selector, as the kernel prints them (drivers/md/dm-mpath.c)."""
+    groups = paths.parse_table(Line(0, 8, "multipath", table))
+    assert paths.parse_status(Line(0, 8, "multipath", status), groups) == expected
+
+
+def test_the_trouble_of_one_multipath_device_is_its_own():
+    """One that is given another table just now, or says what nobody knows."""
+    tables = {"a": "0 0 1 1 round-robin 0 1 1 8:16 1", "b": "0 0", "c": "0 0 0 0"}
+    statuses = {"a": "2 0 0 0 1 1 A 0 1 0 8:16 A 0", "b": "2 0", "c": "2 0 0 0 1 1 A"}
+
+    def dmsetup(words, text, timeout):
+        if words[0] == "info":
+            return "".join(f"{name}/253/0/L--w/0/\n" for name in "abcd")
+        said = tables if words[0] == "table" else statuses
+        return "".join(f"{name}: 0 8 multipath {line}\n" for name, line in said.items())
+
+    assert list(paths.take(Mapper(dmsetup))) == ["a"]
 
 
 def test_metrics_are_what_the_parser_takes():
