@@ -139,14 +139,16 @@ def replace_file(path: pathlib.Path, text: str, mode: int = 0o644) -> None:
 
 
 def serve(families: Callable[[], Iterable[Family | Histogram]], port: int):
-    """Over HTTP, for this machine only, in a thread. Returns the server."""
+    """Over HTTP, for this machine only, in a thread. Returns the server, if that is known."""
     registry = registry_of(families)
     from prometheus_client import start_http_server  # noqa: PLC0415
 
     try:
-        return start_http_server(port, addr="127.0.0.1", registry=registry)[0]
+        started = start_http_server(port, addr="127.0.0.1", registry=registry)
     except OSError as problem:
         raise MetricsError(f"port {port}: {problem.strerror}") from None
+    # Before its version 0.20 it returned nothing.
+    return started[0] if started else None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -285,3 +285,12 @@ def test_balloonctl_serves_them(tmp_path, command):
         assert [line.split()[3] for line in listening.stdout.splitlines()] == [f"127.0.0.1:{port}"]
         process.terminate()
         assert process.wait(timeout=60) in (0, 143)
+
+
+def test_a_port_that_is_taken_is_named():
+    """In one line."""
+    pytest.importorskip("prometheus_client")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(metrics.MetricsError, match=f"^port {port}: Address already in use$"):
+            metrics.serve(list, port)
