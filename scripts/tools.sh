@@ -273,7 +273,8 @@ for group in "$@"; do
 		test_tools
 		libvirt_tools
 		unpack servers "file servers for guests" "${SERVER_PACKAGES[@]}"
-		unpack prometheus "Prometheus, to test metrics with" prometheus
+		unpack prometheus "Prometheus, to test metrics with" prometheus \
+			prometheus-node-exporter
 		;;
 	lint) test_tools && lint_tools ;;
 	*) die "no such group of tools: $group" ;;

@@ -458,6 +458,20 @@ def row_of(name: str, state: State) -> dict:
     }
 
 
+def rows_of_round(controller: Controller, report: dict) -> list[dict]:
+    """The same of all VMs that auto has, as it saw them in this round."""
+    problems = {name: report["problems"].get(name) for name in controller.unknown}
+    problems |= {
+        name: text for name, text in report["problems"].items() if name in controller.tracks
+    }
+    rows = [{"vm": name, "error": text or "not known"} for name, text in problems.items()]
+    for vm in report["vms"]:
+        if vm["name"] not in problems:
+            row = row_of(vm["name"], controller.tracks[vm["name"]].state)
+            rows.append({**row, "target": vm["target"]})
+    return rows
+
+
 def cells_of(row: dict) -> list[str]:
     """What stands below HEADINGS."""
     if "error" in row:
@@ -556,7 +570,7 @@ async def run_auto(args: argparse.Namespace) -> int:
                 report = await controller.round()
                 if args.json:
                     write(json.dumps(report), sys.stdout)
-                latest[:] = figures.families_of_round(report)
+                latest[:] = figures.families_of_round(report, rows_of_round(controller, report))
                 if args.metrics:
                     with controller.named_problem("metrics"):
                         metrics.publish(args.metrics, latest)

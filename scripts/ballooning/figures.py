@@ -47,21 +47,21 @@ def families_of(rows: list[dict]) -> list[Family]:
     return [up, age, *sizes.values(), *statistics.values()]
 
 
-def families_of_round(report: dict) -> list[Family]:
-    """Of a round of `balloonctl auto`."""
+def families_of_round(report: dict, rows: list[dict]) -> list[Family]:
+    """Of a round of `balloonctl auto`: all that status has, and what was decided."""
     budget = Family("ferrule_balloon_budget_bytes", "For all VMs together.")
     budget.add(value=report["budget"])
     missing = Family("ferrule_balloon_missing_bytes", "What the VMs need beyond the budget.")
     missing.add(value=report["missing"])
     problems = Family("ferrule_balloon_problems", "Of how many VMs something is wrong.")
     problems.add(value=len(report["problems"]))
-    kinds = {**{key: SIZES[key] for key in ("maximum", "actual", "target")}, **DECISIONS}
     families = {
-        key: Family(f"ferrule_balloon_{key}_bytes", text, ("vm",)) for key, text in kinds.items()
+        key: Family(f"ferrule_balloon_{key}_bytes", text, ("vm",))
+        for key, text in DECISIONS.items()
     }
     thrashes = Family("ferrule_balloon_thrashing", "Reads again what it had to drop.", ("vm",))
     for vm in report["vms"]:
         for key, family in families.items():
             family.add(vm["name"], value=vm[key])
         thrashes.add(vm["name"], value=int(vm["thrashes"]))
-    return [budget, missing, problems, thrashes, *families.values()]
+    return [*families_of(rows), budget, missing, problems, thrashes, *families.values()]

@@ -12,7 +12,7 @@ from ballooning import __main__ as balloonctl
 from ballooning import figures
 from ballooning.policy import MIB, UNIT, Rules, Vm, decide, share_out
 from ballooning.pressure import CALM, Host, HostUnknown, Watch
-from ballooning.vms import State
+from ballooning.vms import State, VmError
 from hypothesis import given
 from hypothesis import strategies as st
 from test_automatic import GIB, FakeVm
@@ -281,6 +281,22 @@ def test_metrics_of_vms_are_what_the_parser_takes():
     assert found["ferrule_balloon_swap_in_bytes_total", "a"] == 5
     assert found["ferrule_balloon_available_bytes", "a"] == 7
     assert ("ferrule_balloon_target_bytes", "a") not in found
+
+
+def test_metrics_of_a_round_have_all_vms():
+    """As auto saw them: one that was never read, one that cannot be read any more, and one."""
+    a, b, c = FakeVm("a"), FakeVm("b"), FakeVm("c")
+    c.problem = VmError("locked")
+    lab = Lab(2 * GIB, a, b, c)
+    lab.rounds(2)
+    b.problem = VmError("hangs")
+    report = lab.rounds(1)
+    rows = balloonctl.rows_of_round(lab.controller, report)
+    families = {family.name: family for family in figures.families_of_round(report, rows)}
+    up = dict(families["ferrule_balloon_up"].values)
+    assert up == {("a",): 1, ("b",): 0, ("c",): 0}
+    assert families["ferrule_balloon_target_bytes"].values == [(("a",), report["vms"][0]["target"])]
+    assert families["ferrule_balloon_problems"].values == [((), 2)]
 
 
 def test_nothing_is_asked_of_a_thrashing_guest():

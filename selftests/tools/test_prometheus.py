@@ -126,10 +126,12 @@ def rounds_fixture():
     state = State(GIB, GIB // 2, GIB // 2, GIB // 3, updated=1, stats=ROW)
     rows = [balloonctl.row_of("db", state), {"vm": "gone", "error": "no"}]
     a, b = FakeVm("db", uses=100 * MIB), FakeVm("web", uses=100 * MIB)
-    report = Lab(GIB, a, b).rounds(3)
+    lab = Lab(GIB, a, b)
+    report = lab.rounds(3)
+    auto = balloonctl.rows_of_round(lab.controller, report)
     return {
         "balloons": lambda: figures.families_of(rows),
-        "auto": lambda: figures.families_of_round(report),
+        "auto": lambda: figures.families_of_round(report, auto),
     }
 
 
@@ -199,7 +201,9 @@ def test_prometheus_takes_all_of_it(port):
     assert value("ferrule_path_share_ratio > 0.5") == 0.997
     assert value("sum(ferrule_path_active)") == 2
     assert value("sum(ferrule_path_weight)") == 4
-    assert value("ferrule_balloon_available_bytes{vm='db'}") == 300 * MIB
+    assert value("ferrule_balloon_available_bytes{vm='db',job='balloons'}") == 300 * MIB
+    assert value("ferrule_balloon_up{vm='db',job='auto'}") == 1
+    assert value("ferrule_balloon_available_bytes{vm='db',job='auto'}") > 100 * MIB
     assert value("ferrule_balloon_up{vm='gone'}") == 0
     assert value("ferrule_balloon_budget_bytes") == GIB
 
@@ -248,16 +252,24 @@ def test_variables_of_the_dashboard_have_values(port):
             assert found["data"]
 
 
-def test_names_are_as_prometheus_has_them(environment, rounds, tmp_path):
-    """What promtool would say against them, of files for the textfile collector."""
-    if not (BINARIES / "promtool").exists():
-        pytest.skip("there is no promtool (scripts/tools.sh test unpacks it)")
-    paths = {name: tmp_path / f"{name}.prom" for name in ("qos", *rounds)}
-    qosctl = (sys.executable, "-m", "qos", "metrics", "--file", paths["qos"])
+@pytest.fixture(name="files", scope="module")
+def files_fixture(environment, rounds, tmp_path_factory):
+    """For the textfile collector."""
+    folder = tmp_path_factory.mktemp("files")
+    qosctl = (sys.executable, "-m", "qos", "metrics", "--file", folder / "qos.prom")
     subprocess.run(qosctl, env={**os.environ, **environment}, check=True)
     for name, families in rounds.items():
-        metrics.publish(paths[name], families())
-    for name, path in paths.items():
+        metrics.publish(folder / f"{name}.prom", families())
+    return folder
+
+
+def test_names_are_as_prometheus_has_them(files):
+    """What promtool would say against them."""
+    if not (BINARIES / "promtool").exists():
+        pytest.skip("there is no promtool (scripts/tools.sh test unpacks it)")
+    paths = list(files.iterdir())
+    assert len(paths) == 3
+    for path in paths:
         with path.open(encoding="utf-8") as text:
             done = subprocess.run(
                 [BINARIES / "promtool", "check", "metrics"],
@@ -267,7 +279,30 @@ def test_names_are_as_prometheus_has_them(environment, rounds, tmp_path):
                 text=True,
                 check=False,
             )
-        assert (done.returncode, done.stdout) == (0, ""), name
+        assert (done.returncode, done.stdout) == (0, ""), path.name
+
+
+def test_node_exporter_takes_files_of_both_tools(files):
+    """Both of them together, and nothing is wrong with any. What auto writes has all of status."""
+    (files / "balloons.prom").unlink()
+    command = BINARIES / "prometheus-node-exporter"
+    if not command.exists():
+        pytest.skip("there is no node_exporter (scripts/tools.sh test unpacks it)")
+    port = free_port()
+    options = ("--collector.disable-defaults", "--collector.textfile", "--log.level=error")
+    options += (f"--collector.textfile.directory={files}", f"--web.listen-address=127.0.0.1:{port}")
+    with running(command, *options):
+        text = wait_for("it serves", lambda: get(port, "/metrics"))
+    assert "\nnode_textfile_scrape_error 0\n" in text
+    for wanted in (
+        "ferrule_qos_ios_total{",
+        "ferrule_path_active{",
+        "ferrule_balloon_budget_bytes",
+        "ferrule_balloon_up{",
+    ):
+        assert f"\n{wanted}" in text
+    # As a histogram, not as a number of counters.
+    assert "# TYPE ferrule_qos_hold_seconds histogram" in text
 
 
 @pytest.mark.parametrize("command", [["metrics"], ["auto", "--budget", "1G"]])
