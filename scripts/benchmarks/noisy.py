@@ -43,15 +43,7 @@ WRITERS_CGROUP = "/sys/fs/cgroup/writers"
 # The storm: what the disk is taken to do, and what of that the reader is promised.
 STORM_IOPS, STORM_RESERVED = 400, 200
 STORM_SECONDS = 15
-STORM = """
-import os, sys
-for number in range(10**9):
-    file = os.open(f"{sys.argv[1]}/{number % 5000}", os.O_CREAT | os.O_WRONLY)
-    os.write(file, b"x")
-    os.close(file)
-    if number % 10 == 9:
-        os.sync()
-"""
+STORM = vm.ROOT / "selftests/dm-qos/storm.py"
 WITHIN = 4
 
 # At random times, so that the reader does not fall into step with the disk's slices.
@@ -211,7 +203,7 @@ class Storm:
         self.disk = lab.disk("shared", memory_backed=1)
         self.half = lab.sectors(self.disk) // 2
         lab.cgroup(WRITERS_CGROUP)
-        lab.shell(f"cat >/run/storm.py <<'END'\n{STORM}END\nmkdir /run/storm")
+        lab.shell("mkdir /run/storm")
 
     def halves(self, target: str, *keys: str) -> list[str]:
         """A device over each half."""
@@ -228,7 +220,7 @@ class Storm:
         self.lab.shell(
             f"mke2fs -q -t ext4 {files} && mount {files} /run/storm || exit\n"
             f"echo $$ >{WRITERS_CGROUP}/cgroup.procs || exit\n"
-            "python3 /run/storm.py /run/storm >/run/storm.out 2>&1 & echo $! >/run/storm.pid\n"
+            f"python3 -I {STORM} /run/storm >/run/storm.out 2>&1 & echo $! >/run/storm.pid\n"
             f"sleep {WARM_UP}; kill -0 $!"
         )
         options = {"filename": reader, "rw": "randread", "bs": "4k", "ioengine": "libaio"}

@@ -52,6 +52,11 @@ comes_and_goes() {
 	done
 }
 
+# need_module NAME: until the case is over.
+need_module() {
+	modprobe "$1" && at_exit "remove_module ${1//-/_}"
+}
+
 # make_disk NAME [ATTRIBUTE=VALUE...]: a null_blk disk /dev/NAME of 64 MiB that goes with the case.
 make_disk() {
 	local name=$1 setting
@@ -270,6 +275,14 @@ io_stops() {
 # held NAME DIRECTION NUMBER: wait until so many wait. fio takes its time to start.
 held() {
 	wait_for $((2 * PROMPT)) field_is "$1" "$2_held" -ge "$3"
+}
+
+# logged TEXT: by the target, since kmsg_mark.
+logged() {
+	[[ $(kmsg_since_mark) == *"qos: $1"* ]] || {
+		diag "log: $(kmsg_since_mark)"
+		return 1
+	}
 }
 
 microseconds() {

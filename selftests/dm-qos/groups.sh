@@ -173,13 +173,6 @@ table_has() {
 	}
 }
 
-logged() {
-	[[ $(kmsg_since_mark) == *"qos: $1"* ]] || {
-		diag "log: $(kmsg_since_mark)"
-		return 1
-	}
-}
-
 no_more_is_reserved_than_there_is() {
 	make_disk d
 	make_qos one d group g group_iops 800 reserve_iops 500

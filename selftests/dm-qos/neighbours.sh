@@ -31,16 +31,7 @@ storm_starts() {
 	local where=/tmp/storm-$1
 	mke2fs -q -t ext4 "$2" && mkdir -p "$where" && mount "$2" "$where" || return
 	at_exit "umount $where"
-	python3 -I - "$where" <<'END' &
-import os, sys
-directory = os.open(sys.argv[1], os.O_RDONLY)
-for number in range(10**9):
-    file = os.open(f"{sys.argv[1]}/{number % 5000}", os.O_CREAT | os.O_WRONLY)
-    os.write(file, b"x")
-    os.close(file)
-    if number % 10 == 9:
-        os.sync()
-END
+	python3 -I "$HERE/storm.py" "$where" &
 	STORM_PID=$!
 	at_exit "no_limits $1; storm_ends"
 }
@@ -131,13 +122,6 @@ a_disk_that_hangs_takes_no_depth_from_who_reserved() {
 	check "the others get some" [ "$RATE" -ge 3 ]
 	check "the disk comes back" dmsetup resume hangs
 	check "for all" wait_for 20 field_is stuck read_ios -gt 100
-}
-
-logged() {
-	[[ $(kmsg_since_mark) == *"$1"* ]] || {
-		diag "log: $(kmsg_since_mark)"
-		return 1
-	}
 }
 
 a_group_on_top_of_itself_is_refused() {

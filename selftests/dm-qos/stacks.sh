@@ -10,11 +10,6 @@
 
 . "$(dirname "$0")/common.sh"
 
-# need_module NAME: until the case is over.
-need_module() {
-	modprobe "$1" && at_exit "remove_module ${1//-/_}"
-}
-
 # make_below NAME [ATTRIBUTE=VALUE...]: a disk and a qos device over it, under something else.
 make_below() {
 	make_disk "disk-$1" memory_backed=1 size=16 "${@:2}" && make_qos "$1" "disk-$1"
