@@ -371,11 +371,11 @@ def run_list(args: argparse.Namespace, mapper: Mapper) -> int:
         output.show_table("DEVICE", LIST, rows, LIST_LEAST)
     for hidden in rest:
         name = hidden.name.removesuffix(moves.SUFFIX)
-        print(
-            f"{name}: has lost its limits, for its owner gave it another table; what is left:"
-            f" {hidden.name} (qosctl attach {name} ..., or qosctl detach {name})",
-            file=sys.stderr,
-        )
+        text, ways = "has gone, or has another name now", f"qosctl detach {name}"
+        if name in devices:
+            text = "has lost its limits, for its owner gave it another table"
+            ways = f"qosctl attach {name} ..., or {ways}"
+        print(f"{name}: {text}; what is left: {hidden.name} ({ways})", file=sys.stderr)
     return 0
 
 
@@ -409,6 +409,9 @@ def run_restore(args: argparse.Namespace, mapper: Mapper) -> int:
     """qosctl restore: one's trouble is not that of the others."""
     status = 0
     with locked():
+        if args.on and not os.path.exists(args.on):
+            say(args, f"{args.on}: has gone", device=args.on, restored="has gone")
+            return 0
         number = moves.find_place(mapper, args.on).number if args.on else None
         for name in args.name or files.names_in(args.directory):
             try:

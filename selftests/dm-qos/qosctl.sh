@@ -3,7 +3,7 @@
 #
 # Ours: a tool of its own
 # Runs: vm
-# Timeout: 1500
+# Timeout: 1800
 #
 # scripts/qosctl: limits over a disk and into a device that is in use, and away again; what fails or
 # is killed in the middle; save and restore; a logical volume under LVM's own commands.
@@ -259,16 +259,12 @@ saved_limits_come_back_with_the_module() {
 	qosctl detach l && qosctl detach q
 }
 
-# LVM gives its volume a table of its own whenever it changes it: the limits go, the data stay.
-lvm_takes_the_limits_away_and_nothing_else() {
+# make_volume: LVM with nothing but the disk d, and its volume v/a with ext4 at /tmp/m.
+make_volume() {
 	command -v lvm >/dev/null || skip "there is no lvm here"
-	local settings
-	settings='devices { use_devicesfile=0 scan="/dev" filter=[ "a|/dev/d$|", "r|.*|" ]'
-	settings+=' types=[ "nullb", 16 ] } backup { backup=0 archive=0 }'
-	settings+=' activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 }'
-	lvm() {
-		command lvm "$1" --config "$settings" "${@:2}" 2>&1
-	}
+	LVM_SETTINGS='devices { use_devicesfile=0 scan="/dev" filter=[ "a|/dev/d$|", "r|.*|" ]'
+	LVM_SETTINGS+=' types=[ "nullb", 16 ] } backup { backup=0 archive=0 }'
+	LVM_SETTINGS+=' activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 }'
 	make_disk d memory_backed=1
 	lvm pvcreate -y /dev/d && lvm vgcreate v /dev/d && lvm lvcreate -y -Wn -l 8 -n a v || return
 	at_exit "remove_device v-a; remove_device v-a-qos-below; wipefs -aq /dev/d"
@@ -276,6 +272,20 @@ lvm_takes_the_limits_away_and_nothing_else() {
 	at_exit "! mountpoint -q /tmp/m || umount /tmp/m"
 	dd if=/dev/urandom of=/tmp/m/file bs=1M count=8 status=none
 	md5sum /tmp/m/file >/tmp/sum
+}
+
+lvm() {
+	command lvm "$1" --config "$LVM_SETTINGS" "${@:2}" 2>&1
+}
+
+has_its_data() {
+	echo 3 >/proc/sys/vm/drop_caches
+	md5sum -c /tmp/sum
+}
+
+# LVM gives its volume a table of its own whenever it changes it: the limits go, the data stay.
+lvm_takes_the_limits_away_and_nothing_else() {
+	make_volume || return
 	check "attach" qosctl attach v-a --iops 900
 	check "qos" table_is v-a " qos "
 	check "lvextend" lvm lvextend -l +2 v/a
@@ -284,14 +294,156 @@ lvm_takes_the_limits_away_and_nothing_else() {
 	check "which is said" eval 'qosctl_shown list 2>&1 | grep -q "v-a: has lost its limits"'
 	check "attach again" qosctl attach v-a --iops 900
 	check "with the new length" table_is v-a "^0 81920 qos"
-	echo 3 >/proc/sys/vm/drop_caches
-	check "the data are there" md5sum -c /tmp/sum
-	check "detach" qosctl detach v-a
+	check "the data are there" has_its_data
+	check "refresh" lvm lvchange --refresh v/a
+	check "the limits have gone" eval '! table_is v-a " qos "'
+	check "what is left goes" qosctl detach v-a
+	check "it has gone" fails hidden v-a
 	umount /tmp/m
 	check "a snapshot" lvm lvcreate -y -s -l 2 -n s v/a
 	check "is LVM's" fails qosctl attach v-a --iops 900
 	check "with its parts" fails qosctl attach v-a-real --iops 900
 	check "remove" lvm vgremove -y v
+}
+
+# A renamed volume gets a table of LVM's, too. One that is taken away takes its limits with it.
+lvm_renames_and_takes_away() {
+	make_volume || return
+	at_exit "rm -rf $SAVED; remove_device v-b; remove_device v-b-qos-below"
+	check "attach" qosctl attach v-a --iops 900
+	check "lvrename" lvm lvrename v/a v/b
+	check "the limits have gone" table_is v-b " linear "
+	check "which is said" eval 'qosctl_shown list 2>&1 | grep -q "v-a: has gone, or has"'
+	check "attach" qosctl attach v-b --iops 800 --save --directory "$SAVED"
+	check "its file" grep -x "iops 800" "$SAVED/v-b.conf"
+	check "what is left goes" qosctl detach v-a
+	check "it has gone" fails hidden v-a
+	check "the limits are those of the new one" table_is v-b "iops 800"
+	umount /tmp/m
+	check "deactivate" lvm lvchange -an v/b
+	check "it is gone" fails node v-b
+	check "activate" lvm lvchange -ay v/b
+	check "the limits are gone" table_is v-b " linear "
+	check "restore" qosctl restore --directory "$SAVED"
+	check "they are back" table_is v-b "iops 800"
+	mount /dev/mapper/v-b /tmp/m
+	check "the data are there" has_its_data
+	umount /tmp/m
+	check "remove" lvm lvremove -y v/b
+	check "it is gone" fails node v-b
+	check "what is left goes" qosctl detach v-b
+	check "nothing holds the disk" lvm vgremove -y v
+}
+
+# Its key is moved with its table; to the data in use it is the same device.
+goes_into_a_crypt_device_in_use() {
+	local key table
+	need_module dm-crypt || skip "there is no dm-crypt here"
+	key=$(printf '%064d' 7)
+	make_disk d memory_backed=1
+	dmsetup create c --uuid CRYPT-PLAIN-c \
+		--table "0 $(sectors d) crypt aes-xts-plain64 $key 0 /dev/d 0" || return
+	at_exit "remove_device c; remove_device c-qos-below"
+	table=$(dmsetup table --showkeys c)
+	mkfs.ext4 -q /dev/mapper/c && mkdir -p /tmp/m && mount /dev/mapper/c /tmp/m || return
+	at_exit "! mountpoint -q /tmp/m || umount /tmp/m"
+	dd if=/dev/urandom of=/tmp/m/file bs=1M count=8 status=none && sync
+	md5sum /tmp/m/file >/tmp/sum
+	check "attach" qosctl attach c --iops 5000
+	check "the key is below" [ "$(dmsetup table --showkeys c-qos-below)" = "$table" ]
+	check "the limit" table_is c " qos .* iops 5000"
+	check "the data are there" has_its_data
+	dd if=/dev/urandom of=/tmp/m/file bs=1M count=4 conv=fsync status=none
+	md5sum /tmp/m/file >/tmp/sum
+	check "detach" qosctl detach c
+	check "the table is as before" [ "$(dmsetup table --showkeys c)" = "$table" ]
+	check "what was written is there" has_its_data
+	umount /tmp/m
+	check "the file system is whole" e2fsck -fn /dev/mapper/c
+}
+
+# The device over the old one is there still, and keeps what is left of it.
+a_disk_that_comes_back_has_its_limits_again() {
+	local file
+	make_disk d memory_backed=1
+	at_exit "rm -rf $SAVED; remove_device q"
+	check "attach" qosctl attach /dev/d --iops 300 --name q --save --directory "$SAVED"
+	echo 0 >"$CONFIGFS/d/power"
+	check "the disk has gone" wait_for 10 [ ! -e /sys/block/d ]
+	check "nothing to do" eval 'qosctl restore --directory "$SAVED" | grep "is not there"'
+	echo 1 >"$CONFIGFS/d/power"
+	wait_for 10 test -b /dev/d
+	exec {file}</dev/mapper/q
+	check "not while the old one is in use" fails qosctl restore --directory "$SAVED"
+	exec {file}<&-
+	check "restore" qosctl restore --on /dev/d --directory "$SAVED"
+	check "the limits" table_is q "iops 300"
+	check "it works" works q
+	check "once more" qosctl restore --on /dev/d --directory "$SAVED"
+	check "for a disk that has gone" qosctl restore --on /dev/gone --directory "$SAVED"
+	check "detach" qosctl detach q
+}
+
+# A disk that can do no more than a limit lets it.
+measures_what_a_disk_can_do() {
+	make_disk d memory_backed=1
+	make_qos q d iops 500 bps 8M
+	dd if=/dev/urandom of=/dev/mapper/q bs=1M count=1 oflag=direct status=none
+	md5sum /dev/d >/tmp/sum
+	qosctl measure /dev/mapper/q --seconds 2 --json >/tmp/measured
+	diag "$(cat /tmp/measured)"
+	check "I/Os" measured_is group_iops 1 500
+	check "bytes" measured_is group_bps 1 8388608
+	check "a depth" measured_is group_depth 2 10000
+	check "nothing was written" md5sum -c /tmp/sum
+	check "nobody is there to ask" fails qosctl measure /dev/mapper/q --write </dev/null
+	mkfs.ext4 -q /dev/mapper/q && mkdir -p /tmp/m && mount /dev/mapper/q /tmp/m || return
+	at_exit "! mountpoint -q /tmp/m || umount /tmp/m"
+	check "not a disk in use" fails qosctl measure /dev/mapper/q --write --yes
+	umount /tmp/m
+	qosctl measure /dev/mapper/q --write --yes --seconds 1 --json >/tmp/measured
+	check "writes" grep -q '"write_bps"' /tmp/measured
+	check "they were writes" field_is q write_bytes -gt 1048576
+}
+
+# measured_is KEY FROM TO
+measured_is() {
+	local found
+	found=$(sed -n "s/^ *\"$1\": \([0-9]*\),\?$/\1/p" /tmp/measured)
+	[ -n "$found" ] && [ "$found" -ge "$2" ] && [ "$found" -le "$3" ]
+}
+
+# Of real devices, as prometheus_client's own parser reads them.
+metrics_of_limits_and_paths() {
+	local paths="/dev/mapper/l 3 /dev/mapper/m 1"
+	need_module dm-multipath
+	load_module dm-round-robin-rs || return
+	at_exit "remove_module dm-round-robin-rs; remove_module dm-multipath"
+	make_disk d memory_backed=1 && make_linear l d && make_linear m d || return
+	make_qos q d iops 100 burst_ms 0
+	dmsetup create p --table "0 $(sectors d) multipath 2 queue_mode bio 0 1 1 \
+		round-robin-rs 1 latency 2 1 $paths" || return
+	at_exit "remove_device p"
+	dd if=/dev/mapper/q of=/dev/null bs=4k count=20 iflag=direct status=none
+	dd if=/dev/mapper/p of=/dev/null bs=4k count=2000 iflag=direct status=none
+	sleep 1
+	qosctl_shown --metrics >/tmp/metrics
+	diag "$(grep -v '^#' /tmp/metrics)"
+	check "I/Os" metric_is 'ferrule_qos_ios_total{device="q",direction="read"} 20.0'
+	check "held" metric_is \
+		'ferrule_qos_hold_seconds_bucket{.*direction="read".*le="+Inf"} [1-9][0-9]*\.0'
+	check "a weight" metric_is "ferrule_path_weight{.*path=\"$(node l)\"} 3.0"
+	check "in service" metric_is "ferrule_path_active{.*path=\"$(node m)\"} 1.0"
+	check "a latency" metric_is "ferrule_path_latency_seconds{.*path=\"$(node l)\"} [0-9.e-]*"
+	check "a share" metric_is "ferrule_path_share_ratio{.*path=\"$(node m)\"} 0\.[0-9]*"
+	dmsetup message p 0 fail_path /dev/mapper/m
+	qosctl_shown --metrics >/tmp/metrics
+	check "it has failed" metric_is "ferrule_path_failures_total{.*path=\"$(node m)\"} 1.0"
+	check "and is not in service" metric_is "ferrule_path_active{.*path=\"$(node m)\"} 0.0"
+}
+
+metric_is() {
+	grep -qx "$1" /tmp/metrics
 }
 
 what_cannot_be_is_refused() {
@@ -352,6 +504,11 @@ run_cases \
 	who_is_killed_in_the_middle_leaves_a_working_device \
 	io_that_does_not_come_back_is_waited_for_only_so_long \
 	saved_limits_come_back_with_the_module \
+	a_disk_that_comes_back_has_its_limits_again \
+	goes_into_a_crypt_device_in_use \
 	lvm_takes_the_limits_away_and_nothing_else \
+	lvm_renames_and_takes_away \
+	measures_what_a_disk_can_do \
+	metrics_of_limits_and_paths \
 	what_is_below_is_hidden_from_udev \
 	what_cannot_be_is_refused
