@@ -71,7 +71,7 @@ CHECKED = (
 )
 SLOW = {"test_in_tree_build", "test_package"}
 # Of host unit tests.
-CRATES = ("unit", "vhost")
+CRATES = ("unit", "vhost", "control")
 # What also runs on a distribution's kernel when all tests do, and all that runs on an architecture
 # that is not this machine's, which takes long.
 SHORT = {
@@ -568,7 +568,20 @@ def build(report: Report, kernel: str) -> pathlib.Path:
     status, _ = run_measured(report, f"modules {kernel}", command)
     if status:
         raise subprocess.CalledProcessError(status, command)
+    if kernel == "uml":
+        build_programs(report)
     return pathlib.Path(kdir)
+
+
+def build_programs(report: Report) -> None:
+    """What tests run in a guest."""
+    command = ["cargo", "build", "--quiet", "--locked", "--release"]
+    command += ["--manifest-path", str(SELFTESTS / "control/Cargo.toml")]
+    command += ["--target-dir", str(ROOT / "out/control")]
+    environment = {k: v for k, v in os.environ.items() if k not in ("RUSTC", "MAKEFLAGS")}
+    status, _ = run_measured(report, "programs for guests", command, env=environment)
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
 @dataclasses.dataclass(eq=False)

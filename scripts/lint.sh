@@ -53,7 +53,7 @@ clippy() {
 # What runs on the host, by its own compiler.
 host_clippy() {
 	local crate
-	for crate in unit vhost; do
+	for crate in unit vhost control; do
 		env -u RUSTC cargo clippy --quiet --locked --all-targets --target-dir "out/$crate" \
 			--manifest-path "selftests/$crate/Cargo.toml" -- -Dwarnings || return
 	done

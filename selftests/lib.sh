@@ -253,6 +253,34 @@ no_task_hangs() {
 	}
 }
 
+# control NAME ARGUMENT...: a program of selftests/control. What it prints goes to the case's log.
+control() {
+	"$(dirname "${BASH_SOURCE[0]}")/../out/control/release/$1" "${@:2}" |& sed 's/^/# /'
+	return "${PIPESTATUS[0]}"
+}
+
+# fault KIND [KNOB=VALUE...]: KIND, such as fail_make_request, happens as the knobs say, until the
+# case ends (Documentation/fault-injection/ in the kernel).
+fault() {
+	local knobs=/sys/kernel/debug/$1 setting
+	[ -d "$knobs" ] || skip "a kernel without $1"
+	at_exit "echo 0 >$knobs/probability"
+	for setting in verbose=0 times=-1 interval=1 task-filter=N "${@:2}"; do
+		echo "${setting#*=}" >"$knobs/${setting%%=*}" || return
+	done
+}
+
+# no_more_faults KIND
+no_more_faults() {
+	echo 0 >"/sys/kernel/debug/$1/probability"
+}
+
+# rcu_in_haste: until the case ends. Devices that come and go wait for RCU most of the time.
+rcu_in_haste() {
+	at_exit "echo $(</sys/kernel/rcu_expedited) >/sys/kernel/rcu_expedited"
+	echo 1 >/sys/kernel/rcu_expedited
+}
+
 # kmsg_mark, then kmsg_since_mark: what the kernel logged in between.
 kmsg_mark() {
 	CASE_KMSG_MARK="ferrule-selftest-mark-$$-$RANDOM"
