@@ -13,11 +13,11 @@ import subprocess
 import time
 
 import balloon_host
+import check
 import pytest
 import vm
 from balloon_host import HINT, KNOWN, MUST_TELL_HOST, PAGES_PER_MIB, REPORTING, STATS, Host
 from balloonguest import MIB, Balloon
-from check import find_leaks
 
 pytestmark = pytest.mark.ours("hosts that misbehave, of our own driver")
 
@@ -34,6 +34,8 @@ DATA = (
 # Of random hosts. More of it for those who ask.
 SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1").split()]
 MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "3000"))
+# Of the allocations that are to fail one after the other, every so many.
+EVERY = int(os.environ.get("FAULTS_EVERY", "7"))
 
 
 class Device(Balloon):
@@ -89,7 +91,7 @@ def guest_fixture(boot_for_module):
     booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
     guest.check(DATA)
     yield guest
-    leaks = find_leaks(guest, booted)
+    leaks = check.find_leaks(guest, booted)
     if leaks:
         raise vm.Splat(leaks)
 
@@ -506,6 +508,58 @@ def test_a_host_that_hangs_up(boot_dirty):
     known = ("WARNING", "Modules linked in:")
     if len(wrong) > 2 * len(theirs) or not all(any(k in line for k in known) for line in wrong):
         raise vm.Splat(wrong)
+
+
+# Allocations that fail (Documentation/fault-injection/ in the kernel).
+KINDS = ("failslab", "fail_page_alloc")
+
+
+def test_each_allocation_of_a_probe_fails_once(plug):
+    """Binding it and unbinding it: an error, nothing lost, and the next try works."""
+    check.build_programs()
+    device = plug(*features(KNOWN))
+    name = device.device()
+    device.unbind()
+    device.assert_as_before()
+    faults = vm.ROOT / "out/control/release/faults"
+    print(device.sh(f"{faults} --every {EVERY} bind virtio_balloon_rs {name}", 400))
+    device.bind()
+    recover(device)
+
+
+@pytest.mark.parametrize("bits", [STATS, STATS | HINT | REPORTING], ids=hex)
+def test_work_goes_on_where_allocations_fail(plug, bits):
+    """The kernel's workers do what the host asks for. Of what they allocate one in five fails."""
+    device = plug(*features(bits))
+    device.resize(20)
+    most = 1_000_000
+    device.sh(
+        "cd /sys/kernel/debug; for kind in failslab fail_page_alloc; do"
+        f" echo N >$kind/ignore-gfp-wait; echo Y >$kind/task-filter; echo {most} >$kind/times;"
+        " echo 0 >$kind/verbose; done; echo N >fail_page_alloc/ignore-gfp-highmem;"
+        " echo 0 >fail_page_alloc/min-order;"
+        " for comm in /proc/[0-9]*/comm; do read -r name <$comm && case $name in"
+        " kworker/[0-9]*) echo 1 >${comm%comm}make-it-fail;; esac; done; true"
+    )
+    chance = "; ".join(f"echo {{}} >/sys/kernel/debug/{kind}/probability" for kind in KINDS)
+    device.sh(chance.format(20, 20))
+    for number, size in enumerate((60, 3, 90, 0, 40)):
+        device.ask(size)
+        device.host.tell("stats")
+        if bits & HINT:
+            device.host.tell(f"hint {number + 2}")
+        time.sleep(1)
+    device.sh(chance.format(0, 0))
+    left = device.sh("cat /sys/kernel/debug/{failslab,fail_page_alloc}/times").split()
+    failed = [most - int(number) for number in left]
+    device.sh("for file in /proc/[0-9]*/make-it-fail; do echo 0 >$file; done 2>/dev/null; true")
+    print(f"failed: {dict(zip(KINDS, failed, strict=True))}")
+    assert sum(failed) > 20, failed
+    # What was asked for last is reached after all.
+    device.resize(40)
+    if bits & HINT:
+        device.host.tell("hint 1")
+    recover(device)
 
 
 def test_every_combination_of_features(plug):
