@@ -20,12 +20,17 @@ T ?=
 PEER ?=
 # Which benchmarks; none: all.
 B ?=
+# How long to fuzz what, from where, and a program to run once more.
+N ?= 100000
+WHAT ?= qos
+SEED ?=
+PROGRAM ?=
 export KDIR KSRC V
 
 # $(call tools,GROUPS): the environment that scripts/tools.sh finds or installs.
 tools = set -aeo pipefail; tools=$$(scripts/tools.sh $(1)); eval "$$tools"; set +a
 
-.PHONY: help demo demo-stack check check-deb bench report modules kernel vm lint install in-tree deb clean \
+.PHONY: help demo demo-stack check fuzz check-deb bench report modules kernel vm lint install in-tree deb clean \
 	print-KDIR
 
 help: ## this list
@@ -34,6 +39,7 @@ help: ## this list
 	@echo
 	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo and vm without it),'
 	@echo 'release (built here: all others without it), checking or uml; T=PATTERN and PEER=c (check), B=NAME (bench),'
+	@echo 'N=OPERATIONS, SEED=, WHAT=qos or selector, PROGRAM=FILE (fuzz),'
 	@echo 'KDIR=a built kernel of your own, or the headers of one, KSRC=a kernel source tree of your own,'
 	@echo 'RUSTC, LLVM (such as -22), BINDGEN, V=1, FERRULE_CACHE (source, kernels, tools; ~/.cache/ferrule),'
 	@echo 'FERRULE_MIRROR (of Debian). The names of stock kernels: scripts/config/stock.list'
@@ -52,6 +58,11 @@ check: ## all tests, or those that match T=PATTERN; KERNEL=: those for that kern
 	@$(call tools,$(build) $(if $(all),build stock) vm test); export V; \
 	"$$VENV/bin/python3" scripts/check.py $(if $(all),,--kernel "$(KERNEL)") --match "$(T)" \
 		$(if $(PEER),--peer "$(PEER)")
+
+fuzz: ## say anything to device mapper, N= times, from SEED=, about WHAT= (qos, selector)
+	@$(call tools,build vm test); export V; \
+	"$$VENV/bin/python3" scripts/fuzz.py --operations "$(N)" --what "$(WHAT)" \
+		$(if $(SEED),--seed "$(SEED)") $(if $(PROGRAM),--program "$(PROGRAM)")
 
 bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME
 	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \

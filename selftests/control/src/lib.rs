@@ -2,3 +2,7 @@
 
 pub mod dm;
 pub mod fault;
+pub mod kcov;
+pub mod program;
+pub mod selector;
+pub mod watch;
