@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: uml
+# Ours: faults in our own code
 # Timeout: 240
 #
 # Allocations that fail, and I/O that does. (What kmemleak finds at the end fails the guest.)

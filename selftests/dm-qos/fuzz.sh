@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: uml
+# Ours: says anything to our own code
 # Timeout: 240
 #
 # Anything at all is said to device mapper about qos devices, while they have I/O

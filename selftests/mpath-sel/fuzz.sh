@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 #
 # Runs: uml
+# Ours: has the C selector beside it already
 # Timeout: 240
 #
 # Anything at all is said to a path selector, and the same to the C round-robin, which must answer
