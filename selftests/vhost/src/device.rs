@@ -35,6 +35,9 @@ const STATS: u16 = 16;
 /// A guest that says nothing for so long, though it is asked for another size, is stuck. It looks for
 /// memory five times a second, if there was none, and says how large its balloon is each time.
 const STUCK: Duration = Duration::from_millis(1500);
+/// So is one that says how large its balloon is, and does nothing about it for so long: it cannot any
+/// more. One that needs its memory gives back what it is asked for, now and then.
+const IDLE: Duration = Duration::from_secs(10);
 /// How often a host that does as it pleases wants something of a guest that is at rest.
 const TICK: Duration = Duration::from_millis(3);
 
@@ -70,6 +73,7 @@ pub struct Device {
     ticks: u64,
     last_tick: Instant,
     last_activity: Instant,
+    last_message: Instant,
     is_stuck: bool,
     /// The queues that answer no more, and what they were sent: the host acts upon it as late as it
     /// can.
@@ -121,6 +125,7 @@ impl Device {
             ticks: 0,
             last_tick: now,
             last_activity: now,
+            last_message: now,
             is_stuck: false,
             silent: Vec::new(),
             withheld: Vec::new(),
@@ -274,6 +279,7 @@ impl Device {
     fn enable(&mut self, index: u32) -> io::Result<()> {
         self.ring(index)?.is_enabled = true;
         self.last_activity = Instant::now();
+        self.last_message = self.last_activity;
         self.is_stuck = false;
         Ok(())
     }
@@ -388,6 +394,7 @@ impl Device {
             self.messages += 1;
             lent.number = self.messages;
             self.last_activity = Instant::now();
+            self.last_message = self.last_activity;
             self.count(kind.name());
             self.wish()?;
             if kind == Kind::Stats {
@@ -701,7 +708,8 @@ impl Device {
         let count = self.messages + (self.ticks << 40);
         self.set_field(TARGET, self.host.target(count));
         self.announce()?;
-        if now > self.last_activity + STUCK && !self.is_stuck {
+        let is_stuck = now > self.last_activity + STUCK || now > self.last_message + IDLE;
+        if is_stuck && !self.is_stuck {
             self.is_stuck = true;
             self.count("stuck");
             say("stuck", json!({"messages": self.messages}));
