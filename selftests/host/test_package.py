@@ -4,11 +4,13 @@
 It takes some twenty minutes and 6 GB in the cache: not part of `make check`, but `make check-deb`.
 """
 
+import contextlib
 import os
 import pathlib
 import re
 import shutil
 import subprocess
+import time
 
 import pytest
 import vm
@@ -23,8 +25,17 @@ MODULES = ("dm-qos", "dm-round-robin-rs", "virtio_balloon_rs")
 BASE = CACHE / "roots" / "deb-test"
 WORK = CACHE / "roots" / "deb-test-work"
 # What Debian has installed before.
-PACKAGES = "busybox,ca-certificates,dmsetup,e2fsprogs,initramfs-tools,kmod,procps,udev"
+PACKAGES = (
+    "busybox,ca-certificates,dmsetup,e2fsprogs,initramfs-tools,kmod,lvm2,procps,systemd-sysv,udev"
+)
 BOOT_SECONDS = 600
+# For a boot with systemd.
+UNIT = """[Service]
+ExecStart=/bin/bash /ferrule-init
+StandardOutput=tty
+StandardError=inherit
+TTYPath=/dev/ttyS0
+"""
 # What is left out of the disk of the machine that is booted.
 NOT_BOOTED = ("usr/src", "usr/lib/rustlib", "usr/lib/llvm-19", "var/cache", "boot", "tmp")
 
@@ -122,14 +133,22 @@ def test_the_tools_work(root):
         assert (root / "usr/share/man" / f"{page}.gz").exists()
 
 
-def disk_of(root: pathlib.Path) -> pathlib.Path:
-    """An image of a root, but for what it takes to build."""
+def disk_of(root: pathlib.Path, name: str) -> pathlib.Path:
+    """An image of a root, but for what it takes to build, with a script of selftests/package."""
     tree, disk = root.with_name("deb-test-disk"), CACHE / "tmp" / "deb-test.img"
     shell('rm -rf --one-file-system "$2" && cp -al "$1" "$2"', root, tree)
-    for name in NOT_BOOTED:
-        shutil.rmtree(tree / name, ignore_errors=True)
-        (tree / name).mkdir()
-    shutil.copy(ROOT / "selftests/package/init.sh", tree / "ferrule-init")
+    for folder in NOT_BOOTED:
+        shutil.rmtree(tree / folder, ignore_errors=True)
+        (tree / folder).mkdir()
+    for file, to in ((name, "ferrule-init"), ("checks.sh", "ferrule-checks")):
+        shutil.copy(ROOT / "selftests/package" / file, tree / to)
+    units = tree / "etc/systemd/system"
+    (units / "ferrule-check.service").write_text(UNIT)
+    (units / "multi-user.target.wants").mkdir(exist_ok=True)
+    (units / "multi-user.target.wants/ferrule-check.service").symlink_to("../ferrule-check.service")
+    # It is not to be asked who it is; files are links to those of the root.
+    (tree / "etc/machine-id").unlink(missing_ok=True)
+    (tree / "etc/machine-id").write_text("0123456789abcdef" * 2 + "\n")
     disk.parent.mkdir(parents=True, exist_ok=True)
     disk.unlink(missing_ok=True)
     shell('mke2fs -q -t ext4 -d "$1" "$2" 3G', tree, disk)
@@ -137,28 +156,87 @@ def disk_of(root: pathlib.Path) -> pathlib.Path:
     return disk
 
 
-def test_a_machine_boots_with_them(root):
-    """modprobe, device mapper and the balloon's bus find what was installed."""
-    disk = disk_of(root)
-    log = ROOT / "out/check/package-boot.log"
+@contextlib.contextmanager
+def machine(root: pathlib.Path, script: str, log: pathlib.Path, parameters: str, *options):
+    """Boots such an image."""
+    disk = disk_of(root, script)
     log.parent.mkdir(parents=True, exist_ok=True)
-    parameters = "console=ttyS0 root=/dev/vda rw init=/ferrule-init panic=-1 tsc=reliable quiet"
+    parameters = f"console=ttyS0 root=/dev/vda rw panic=-1 tsc=reliable quiet {parameters}"
     command = ["qemu-system-x86_64", "-machine", "q35", "-cpu", vm.emulated_cpu(), "-m", "1G"]
     command += ["-kernel", root / "boot" / f"vmlinuz-{RELEASE}"]
     command += ["-initrd", root / "boot" / f"initrd.img-{RELEASE}", "-append", parameters]
     command += ["-drive", f"file={disk},if=virtio,format=raw,cache=unsafe"]
     command += ["-device", "virtio-balloon-pci", "-nic", "none", "-display", "none"]
-    command += ["-serial", f"file:{log}", "-no-reboot"]
-    try:
-        subprocess.run(command, timeout=BOOT_SECONDS, check=True)
-    finally:
-        disk.unlink()
+    command += ["-serial", f"file:{log}", *options]
+    with subprocess.Popen(command) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+            disk.unlink()
+
+
+def assert_checked(log: pathlib.Path, count: int) -> None:
+    """So many checks, all of which are well, and nothing else is wrong."""
     said = log.read_text(errors="replace")
     checks = dict(re.findall(r"^check: (.*): (\w+)\r?$", said, re.M))
     assert checks.get("all") == "ok", said[-4000:]
-    assert len(checks) == 6
+    assert set(checks.values()) == {"ok"}
+    assert len(checks) == count
     if wrong := vm.find_splats(said.splitlines()):
         raise vm.Splat(wrong)
+
+
+def test_a_machine_boots_with_them(root):
+    """modprobe, device mapper and the balloon's bus find what was installed."""
+    log = ROOT / "out/check/package-boot.log"
+    with machine(root, "init.sh", log, "init=/ferrule-init", "-no-reboot") as process:
+        assert process.wait(BOOT_SECONDS) == 0
+    assert_checked(log, 6)
+
+
+def disk_options(name: str, size: str) -> tuple[pathlib.Path, list[str]]:
+    """An empty disk that is told by its name, and may come and go."""
+    file = CACHE / "tmp" / f"deb-test-{name}.img"
+    shell('rm -f "$1" && truncate -s "$2" "$1"', file, size)
+    node = f"driver=raw,node-name={name},file.driver=file,file.filename={file}"
+    device = f"scsi-hd,id={name},drive={name},serial={name}"
+    return file, ["-blockdev", node, "-device", device]
+
+
+def test_systemd_brings_limits_back(root, tmp_path):
+    """At boot, with a volume, and with a disk that is plugged in; and it runs balloonctl auto."""
+    log = ROOT / "out/check/package-systemd.log"
+    files, options = [], ["-device", "virtio-scsi-pci", "-qmp"]
+    options += [f"unix:{tmp_path}/qmp,server=on,wait=off"]
+    for name, size in (("lv", "256M"), ("db", "64M")):
+        file, more = disk_options(name, size)
+        files.append(file)
+        options += more
+    parameters = "systemd.mask=serial-getty@ttyS0.service"
+
+    def wait_for(text):
+        deadline = time.monotonic() + 2 * BOOT_SECONDS
+        while text not in (said := log.read_text(errors="replace") if log.exists() else ""):
+            assert process.poll() is None and time.monotonic() < deadline, said[-4000:]
+            time.sleep(0.5)
+
+    log.unlink(missing_ok=True)
+    try:
+        with machine(root, "systemd.sh", log, parameters, *options) as process:
+            wait_for("ready: unplug")
+            qmp = vm.Qmp(tmp_path / "qmp")
+            qmp.execute("device_del", id="db")
+            wait_for("ready: plug")
+            # In another place it is another disk.
+            place = {"scsi-id": 7, "serial": "db"}
+            qmp.execute("device_add", driver="scsi-hd", id="again", drive="db", **place)
+            qmp.close()
+            assert process.wait(BOOT_SECONDS) == 0
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+    assert_checked(log, 20)
 
 
 def test_a_kernel_without_rust_is_left_out(root):

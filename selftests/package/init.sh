@@ -1,25 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Init of a Debian that has ferrule-dkms (selftests/host/test_package.py): prints a line for each
-# check, and turns the machine off.
+# Init of a Debian that has ferrule-dkms (selftests/host/test_package.py): checks, and turns the
+# machine off.
 
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+# shellcheck source=selftests/package/checks.sh
+. /ferrule-checks
 table="0 8192"
-failed=0
-
-check() {
-	local name=$1
-	shift
-	if "$@" >/tmp/output 2>&1; then
-		echo "check: $name: ok"
-	else
-		echo "check: $name: failed"
-		cat /tmp/output
-		dmesg | tail -n 5
-		failed=1
-	fi
-}
 
 loaded() {
 	grep -q "^$1 " /proc/modules
@@ -67,6 +54,7 @@ ours_has_it_by_the_example() {
 
 mountpoint -q /proc || mount -t proc proc /proc
 mountpoint -q /sys || mount -t sysfs sysfs /sys
+mountpoint -q /run || mount -t tmpfs tmpfs /run
 mountpoint -q /tmp || mount -t tmpfs tmpfs /tmp
 /usr/lib/systemd/systemd-udevd --daemon
 udevadm settle
@@ -79,8 +67,7 @@ check 'the balloon is for the driver of the kernel' kernels_own_has_the_balloon
 check 'the balloon is for ours by the example' ours_has_it_by_the_example
 dmsetup remove_all
 echo "signed: $(modinfo -F signer dm-qos)"
-echo "tainted: $(cat /proc/sys/kernel/tainted)"
-echo "check: all: $([ "$failed" = 0 ] && echo ok || echo failed)"
+all_checked
 sync
 echo o >/proc/sysrq-trigger
 sleep 60
