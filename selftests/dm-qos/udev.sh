@@ -65,12 +65,12 @@ limits_are_set_that_are_not_in_the_table() {
 	at_exit "rm /etc/udev/rules.d/$file"
 	check "the document has a rule" grep -q "dmsetup message" "/etc/udev/rules.d/$file"
 	udevadm control --reload
-	mkdir -p /etc/qos.d && echo "iops 300 write_iops 100" >/etc/qos.d/db
+	mkdir -p /etc/dm-qos && echo "iops 300 write_iops 100" >/etc/dm-qos/db
 	table="0 $(sectors disk) qos /dev/disk 0"
 	dmsetup create db --table "$table" || return
 	at_exit "remove_device db"
 	check "before create returns" has_limits db "iops 300 write_iops 100"
-	echo "iops 400" >/etc/qos.d/db
+	echo "iops 400" >/etc/dm-qos/db
 	udevadm trigger --action=change /dev/mapper/db
 	check "again, when udev is told to" wait_for 30 has_limits db "iops 400 write_iops 100"
 	dmsetup suspend db && dmsetup load db --table "$table" && dmsetup resume db
