@@ -133,6 +133,43 @@ impl FailNth {
     }
 }
 
+/// Allocations that fail by chance: what a second one makes up for fails in both.
+struct FailByChance {
+    file: File,
+}
+
+const ONE_IN_TWENTY: &str = "5";
+
+impl FailByChance {
+    fn begin() -> io::Result<Self> {
+        let file = File::options()
+            .write(true)
+            .open("/proc/thread-self/make-it-fail")?;
+        for kind in ["failslab", "fail_page_alloc"] {
+            let knobs = [("task-filter", "Y"), ("interval", "1"), ("times", "-1")];
+            for (knob, value) in knobs.iter().chain(&[("probability", ONE_IN_TWENTY)]) {
+                fs::write(format!("{DEBUGFS}/{kind}/{knob}"), value)?;
+            }
+        }
+        Ok(Self { file })
+    }
+
+    fn run(&self, call: &mut Call) -> Result<(), Errno> {
+        self.file.write_at(b"1", 0).expect("make-it-fail");
+        let result = call.run();
+        self.file.write_at(b"0", 0).expect("make-it-fail");
+        result
+    }
+}
+
+impl Drop for FailByChance {
+    fn drop(&mut self) {
+        for kind in ["failslab", "fail_page_alloc"] {
+            let _ = fs::write(format!("{DEBUGFS}/{kind}/probability"), "0");
+        }
+    }
+}
+
 /// An operation, to be tried with each of its allocations failing.
 pub struct Operation<'o, 'c> {
     pub name: &'o str,
@@ -144,6 +181,8 @@ pub struct Operation<'o, 'c> {
     pub must_succeed: bool,
     /// Try every so many, for what has thousands of them.
     pub every: u32,
+    /// Not one after the other, but any of them, so many times.
+    pub by_chance: Option<u32>,
     pub prepare: &'o mut dyn FnMut() -> Call<'c>,
     /// Goes back to before it succeeded.
     pub undo: &'o mut dyn FnMut() -> Result<(), Errno>,
@@ -176,11 +215,13 @@ impl Report {
             must_succeed,
             may_stop_halfway,
             every,
+            by_chance,
             prepare,
             undo,
             look,
         } = operation;
         let fail_nth = FailNth::open().expect("a kernel with CONFIG_FAULT_INJECTION");
+        let chance = by_chance.map(|_| FailByChance::begin().expect("fault injection"));
         let before = look();
         if let Err(errno) = prepare().run() {
             self.problem(&format!("{name}: fails by itself: {}", name_of(errno)));
@@ -205,7 +246,10 @@ impl Report {
                 return;
             }
             let mut call = prepare();
-            let (result, is_reached) = fail_nth.run(n, &mut call);
+            let (result, is_reached) = match &chance {
+                Some(chance) => (chance.run(&mut call), true),
+                None => fail_nth.run(n, &mut call),
+            };
             drop(call);
             faults += u32::from(is_reached);
             succeeded = result.is_ok();
@@ -249,7 +293,7 @@ impl Report {
                 ));
                 return;
             }
-            if !is_reached {
+            if !is_reached || by_chance.is_some_and(|times| n >= times) {
                 break;
             }
             n += every;
@@ -263,7 +307,8 @@ impl Report {
             .map(|(&errno, count)| format!("{count} {}", name_of(errno)))
             .collect();
         println!(
-            "{name}: {n} allocations, {faults} failed, {errors} errors{}{}",
+            "{name}: {n} {}, {faults} failed, {errors} errors{}{}",
+            by_chance.map_or("allocations", |_| "times by chance"),
             if named.is_empty() { "" } else { ": " },
             named.join(", ")
         );

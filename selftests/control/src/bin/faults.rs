@@ -103,6 +103,7 @@ fn modules(report: &mut Report, every: u32, file: &str, name: &str) {
         must_succeed: false,
         may_stop_halfway: false,
         every,
+        by_chance: None,
         prepare: &mut || load(),
         undo: &mut || run(unload()),
         look: &mut look,
@@ -114,6 +115,7 @@ fn modules(report: &mut Report, every: u32, file: &str, name: &str) {
         must_succeed: true,
         may_stop_halfway: false,
         every,
+        by_chance: None,
         prepare: &mut || unload(),
         undo: &mut || run(load()),
         look: &mut look,
@@ -195,7 +197,26 @@ impl<'a> Operations<'a> {
     fn begins(&mut self, name: &str, request: impl Fn() -> Request, undo: impl Fn() -> Done) {
         let control = self.devices.control;
         let prepare = &mut || ioctl(control, request());
-        self.try_each(name, ENOMEM_OR_EINVAL, self.every, false, prepare, undo);
+        self.try_each(
+            name,
+            ENOMEM_OR_EINVAL,
+            (self.every, None),
+            false,
+            prepare,
+            undo,
+        );
+    }
+
+    /// One of which allocations fail by chance.
+    fn fails_by_chance(
+        &mut self,
+        name: &str,
+        request: impl Fn() -> Request,
+        undo: impl Fn() -> Done,
+    ) {
+        let control = self.devices.control;
+        let prepare = &mut || ioctl(control, request());
+        self.try_each(name, ENOMEM_OR_EINVAL, (1, Some(200)), false, prepare, undo);
     }
 
     /// The same, of a resume.
@@ -204,7 +225,7 @@ impl<'a> Operations<'a> {
         self.try_each(
             name,
             ENOMEM,
-            1,
+            (1, None),
             true,
             &mut || ioctl(control, request()),
             undo,
@@ -224,14 +245,14 @@ impl<'a> Operations<'a> {
         prepare: &mut dyn FnMut() -> Call<'c>,
         undo: impl Fn() -> Done,
     ) {
-        self.try_each(name, errors, 1, false, prepare, undo);
+        self.try_each(name, errors, (1, None), false, prepare, undo);
     }
 
     fn try_each<'c>(
         &mut self,
         name: &str,
         errors: &[Errno],
-        every: u32,
+        (every, by_chance): (u32, Option<u32>),
         may_stop_halfway: bool,
         prepare: &mut dyn FnMut() -> Call<'c>,
         undo: impl Fn() -> Done,
@@ -242,6 +263,7 @@ impl<'a> Operations<'a> {
             must_succeed: errors.is_empty(),
             may_stop_halfway,
             every,
+            by_chance,
             prepare,
             undo: &mut || undo(),
             look: &mut || self.devices.look(),
@@ -312,6 +334,8 @@ fn qos(report: &mut Report, every: u32, disk: &str) {
     on.fails("load, another", loading(other), clear);
     on.fails("load, the same", loading(alone), clear);
     on.fails("load, which makes a group", loading(member), clear);
+    on.fails_by_chance("load, another", loading(other), clear);
+    on.fails_by_chance("load, a group", loading(member), clear);
     on.fails("suspend", new(Command::Suspend, flag::SUSPEND), resume);
     let noflush = flag::SUSPEND | flag::NOFLUSH | flag::SKIP_LOCKFS;
     on.fails("suspend, noflush", new(Command::Suspend, noflush), resume);
@@ -527,6 +551,9 @@ fn multipath(report: &mut Report, every: u32, selector: &str, paths: &[&str]) {
         let other = if name == "equal" { weighted } else { equal };
         on.begins(&format!("load, after {name}"), loading(other), clear);
         load(other).expect("load");
+        on.fails_by_chance(&format!("load, after {name}"), loading(other), || {
+            load(other)
+        });
         on.resumes(
             &format!("resume, after {name}"),
             new(Command::Suspend, 0),
@@ -558,6 +585,7 @@ fn bind(report: &mut Report, every: u32, driver: &str, device: &str) {
         must_succeed: false,
         may_stop_halfway: false,
         every,
+        by_chance: None,
         prepare: &mut || write("bind"),
         undo: &mut || run(write("unbind")),
         look: &mut look,
@@ -569,6 +597,7 @@ fn bind(report: &mut Report, every: u32, driver: &str, device: &str) {
         must_succeed: true,
         may_stop_halfway: false,
         every,
+        by_chance: None,
         prepare: &mut || write("unbind"),
         undo: &mut || run(write("bind")),
         look: &mut look,
