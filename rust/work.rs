@@ -264,7 +264,9 @@ mod tests {
         }
     }
 
-    fn counted(wanted: i32) -> Result<(Pin<KBox<OwnedWork<Count>>>, Arc<Atomic<i32>>)> {
+    type Counted = (Pin<KBox<OwnedWork<Count>>>, Arc<Atomic<i32>>);
+
+    fn counted(wanted: i32) -> Result<Counted> {
         let runs = Arc::new(Atomic::new(0), GFP_KERNEL)?;
         let work = KBox::pin_init(
             new_owned_work!(Count::new(&runs, wanted), "ferrule_work_test"),
