@@ -285,7 +285,7 @@ impl Data {
             // It is only waited for, in a round of hints.
             self.hinting
                 .as_ref()
-                .map(|_| QueueInfo::new(c"free_page_hint", Notify::Waiters)),
+                .map(|_| QueueInfo::new(c"free_page_hint", Notify::Never)),
             reporting.transpose()?,
         ])?;
         self.host.connect(queues.take(0)?, queues.take(1)?)?;

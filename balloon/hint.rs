@@ -18,8 +18,10 @@
 //! - The shrinker, in reclaim, on any CPU, also below an allocation of the work. It takes back what
 //!   the host has returned, by `queue`, `idle` and `held`: spinlocks that are held for a moment
 //!   each, one at a time, with nothing allocated.
-//! - The interrupt of the queue only wakes the work where that waits. (C has none: when the queue
-//!   is full it frees what it has allocated and tries again until there is room.)
+//! - The queue has no interrupt, as in C: QEMU answers in an I/O thread, and one that emulates the CPUs
+//!   ends by an assertion when it is to interrupt them from there (seen with 7.2). Whoever waits looks
+//!   every millisecond. (When the queue is full C frees what it has allocated and tries again until
+//!   there is room.)
 //! - The balloon's work takes back what is kept as the shrinker does, when it finds no memory.
 //! - Sleep: the work is frozen; the queue is deleted with what is in it, then what is kept is
 //!   freed. The shrinker may run all the time.
@@ -82,6 +84,8 @@ use kernel::{
         SpinLock, //
     },
     time::{
+        delay::fsleep,
+        Delta,
         Instant,
         Monotonic, //
     }, //
@@ -108,6 +112,9 @@ const MESSAGES: usize = {
 /// work waits so long no more than twice before it is enqueued again, and so the system can go
 /// to sleep whatever the host does: it waits 20 s for work to be frozen.
 const PATIENCE_STEPS: u32 = 50;
+
+/// How long it takes until whoever waits for the host looks again.
+const LOOK_AGAIN: Delta = Delta::from_millis(1);
 
 /// So often the host is reminded of the end of a round, a [`STEP`] apart.
 const REMINDERS: usize = 3;
@@ -296,6 +303,23 @@ impl Hints {
         Ok(())
     }
 
+    /// Waits until `find` finds something in what is not with the host, at most for a [`STEP`].
+    fn look<R>(
+        &self,
+        queue: &VirtQueue<Lent>,
+        mut find: impl FnMut(&mut Idle) -> Option<R>,
+    ) -> Result<Option<R>> {
+        let since = Instant::<Monotonic>::now();
+        loop {
+            self.collect(queue)?;
+            let found = find(&mut self.idle.lock());
+            if found.is_some() || since.elapsed() >= STEP {
+                return Ok(found);
+            }
+            fsleep(LOOK_AGAIN);
+        }
+    }
+
     /// Waits until `find` finds something in what is not with the host. Returns `None` when `ends`
     /// says so, and when the device is about to be reset.
     ///
@@ -309,12 +333,8 @@ impl Hints {
         mut find: impl FnMut(&mut Idle) -> Option<R>,
     ) -> Result<Option<R>> {
         for _ in 0..PATIENCE_STEPS {
-            let found = queue.wait_until(STEP, || match self.collect(queue) {
-                Ok(()) => find(&mut self.idle.lock()).map(Ok),
-                Err(error) => Some(Err(error)),
-            });
-            if let Some(found) = found {
-                return found.map(Some);
+            if let Some(found) = self.look(queue, &mut find)? {
+                return Ok(Some(found));
             }
             if ends() || self.host.is_leaving() {
                 return Ok(None);
@@ -382,14 +402,8 @@ impl Hints {
     /// nothing more to come. A host that has stopped to look at the queue is not waited for.
     fn remind(&self, queue: &VirtQueue<Lent>) -> Result {
         for _ in 0..REMINDERS {
-            let is_noticed = queue.wait_until(STEP, || match self.collect(queue) {
-                Ok(()) => self.idle.lock().command.is_some().then_some(Ok(())),
-                Err(error) => Some(Err(error)),
-            });
-            if let Some(result) = is_noticed {
-                return result;
-            }
-            if self.host.is_leaving() {
+            let is_noticed = |idle: &mut Idle| idle.command.is_some().then_some(());
+            if self.look(queue, is_noticed)?.is_some() || self.host.is_leaving() {
                 break;
             }
             queue.notify()?;
