@@ -83,7 +83,7 @@ class SmallGuest:
 
     With `incoming`, a QEMU URI, it is one that another guest migrates to. `target` is the size that
     the host asks for from the start, in MiB. `once` is for what boots with something that is used
-    up then: it gets no second try.
+    up then: it gets no second try. `less` is by how many KiB it has less memory than `memory` MiB.
     """
 
     def __init__(
@@ -96,9 +96,11 @@ class SmallGuest:
         incoming=None,
         target=None,
         once=False,
+        less=0,
     ):
         self.log = log
         self.memory = memory
+        self.bytes = memory * MIB - less * 1024
         self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
         directory = pathlib.Path(self._directory.name)
         kdir = vm.find_kdir(vm.KERNEL)
@@ -107,7 +109,7 @@ class SmallGuest:
         initrd.write_bytes(initramfs(kdir))
         log.parent.mkdir(parents=True, exist_ok=True)
         command = ["qemu-system-x86_64", "-machine", "q35,mem-merge=off"]
-        command += ["-m", f"{memory}M", "-smp", str(cpus)]
+        command += ["-m", f"{self.bytes // 1024}K", "-smp", str(cpus)]
         parameters = ["console=ttyS0 oops=panic panic=-1 no_console_suspend", append]
         if vm.kvm_works(image):
             command += ["-accel", "kvm", "-cpu", "host"]
@@ -249,10 +251,9 @@ class SmallGuest:
 
     def wait_for_size(self, mib: int, timeout: float = 180) -> None:
         """Wait for a size, as the host and the guest see it."""
-        self.wait_for(
-            lambda: self.qmp("query-balloon")["actual"] == mib * MIB, timeout, f"{mib} MiB"
-        )
-        assert self.counters()["nr_balloon_pages"] == (self.memory - mib) * 256
+        size = min(mib * MIB, self.bytes)
+        self.wait_for(lambda: self.qmp("query-balloon")["actual"] == size, timeout, f"{mib} MiB")
+        assert self.counters()["nr_balloon_pages"] == (self.bytes - size) // 4096
 
     def wait_for(self, condition, timeout: float, what: str):
         """Wait until a condition holds; returns what it returned."""

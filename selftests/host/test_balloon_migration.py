@@ -19,6 +19,10 @@ DEVICES = (
     " -device virtio-balloon-pci,id=balloon0,free-page-hint=on,free-page-reporting=on,iothread=io0"
 )
 NOWHERE = "exec:cat >/dev/null"
+# QEMU before 9.0 that emulates the CPUs forgets what these write while it migrates them, whatever the
+# balloon does: where it looks for that in large pieces (03bfc2188f06). It does not if the memory's
+# size is no multiple of 256 KiB.
+GUEST = {"qemu_opts": DEVICES, "memory": MEMORY, "less": 8, "cpus": 2}
 
 
 @pytest.fixture(name="boot", scope="module")
@@ -31,7 +35,7 @@ def boot_fixture():
 @pytest.fixture(name="source", scope="module")
 def source_fixture(boot):
     """The guest that is migrated; each test but the last leaves it as it found it."""
-    guest = boot(qemu_opts=DEVICES, memory=MEMORY, cpus=2)
+    guest = boot(**GUEST)
     guest.sh(f"dd if=/dev/urandom of=/tmp/data bs=1M count={DATA} 2>/dev/null")
     if vm.PEER:
         # As the first test leaves it.
@@ -218,7 +222,7 @@ def test_the_guest_arrives_whole(source, boot, tmp_path):
     free = free_mib(source)
     before = source.sh("md5sum /tmp/data")
     socket = f"unix:{tmp_path}/migration"
-    target = boot(qemu_opts=DEVICES, memory=MEMORY, cpus=2, incoming=socket)
+    target = boot(**GUEST, incoming=socket)
     start(source, socket)
     wait_for_hints(source, free)
     sent = finish(source)["normal"] * 4096 // MIB
