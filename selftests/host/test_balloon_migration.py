@@ -19,9 +19,9 @@ DEVICES = (
     " -device virtio-balloon-pci,id=balloon0,free-page-hint=on,free-page-reporting=on,iothread=io0"
 )
 NOWHERE = "exec:cat >/dev/null"
-# QEMU before 9.0 that emulates the CPUs forgets what these write while it migrates them, whatever the
-# balloon does: where it looks for that in large pieces (03bfc2188f06). It does not if the memory's
-# size is no multiple of 256 KiB.
+# QEMU before 9.0 that emulates the CPUs forgets what these write while it migrates them, whatever
+# the balloon does: where it looks for that in large pieces (03bfc2188f06). It does not if the
+# memory's size is no multiple of 256 KiB.
 GUEST = {"qemu_opts": DEVICES, "memory": MEMORY, "less": 8, "cpus": 2}
 
 

@@ -82,7 +82,8 @@ pub struct Device {
     later: Vec<Later>,
     /// Each ring's latest buffer that was used, by its number.
     latest: [u64; MAX_RINGS],
-    kicks: u64,
+    /// How many kicks each ring has had.
+    kicks: [u64; MAX_RINGS],
     /// What the guest gives hints of is discarded.
     reclaims: bool,
     /// The host has no use for the hints when the guest has ended the round, which began then; what
@@ -131,7 +132,7 @@ impl Device {
             withheld: Vec::new(),
             later: Vec::new(),
             latest: [0; MAX_RINGS],
-            kicks: 0,
+            kicks: [0; MAX_RINGS],
             reclaims: false,
             reclaiming: None,
             stats: None,
@@ -382,9 +383,9 @@ impl Device {
     /// Serves the buffers of a ring.
     pub fn serve(&mut self, index: usize) -> io::Result<()> {
         self.rings[index].drain_kick()?;
-        self.kicks += 1;
+        self.kicks[index] += 1;
         if let Some(&kind) = self.kinds.get(index) {
-            if self.host.misses_kick(kind, self.kicks) {
+            if self.host.misses_kick(kind, self.kicks[index]) {
                 self.count("missed_kicks");
                 return Ok(());
             }

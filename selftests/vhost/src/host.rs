@@ -275,7 +275,8 @@ impl Host {
         Act::Use
     }
 
-    /// Whether the host does not notice a kick: not what it was for either, until another one comes.
+    /// Whether the host does not notice a queue's kick of that number: not what it was for either, until
+    /// another one comes.
     pub fn misses_kick(&self, kind: Kind, kick: u64) -> bool {
         match self.case {
             Case::Deaf(queue) => kick % 2 == 1 && queue.is_none_or(|queue| queue == kind),
