@@ -270,6 +270,17 @@ fault() {
 	done
 }
 
+# A case: MODULE, which is loaded again in the end.
+loading_and_unloading_with_each_allocation_failing() {
+	local file every=${FAULTS_EVERY:-29}
+	file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
+	rcu_in_haste
+	remove_module "$MODULE"
+	check "an error, nothing left, and the next try works" \
+		control faults --every "$every" modules "$file" "$MODULE"
+	load_module "$MODULE"
+}
+
 # no_more_faults KIND
 no_more_faults() {
 	echo 0 >"/sys/kernel/debug/$1/probability"

@@ -16,16 +16,6 @@ each_allocation_fails_once() {
 		control faults --every "${FAULTS_EVERY:-9}" qos /dev/d
 }
 
-loading_and_unloading_with_each_allocation_failing() {
-	local file every=${FAULTS_EVERY:-29}
-	file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
-	rcu_in_haste
-	remove_module "$MODULE"
-	check "an error, nothing left, and the next try works" \
-		control faults --every "$every" modules "$file" "$MODULE"
-	load_module "$MODULE"
-}
-
 # disk_fails NAME [KNOB=VALUE...]: I/O to a disk does.
 disk_fails() {
 	local file="/sys/block/$1/make-it-fail"

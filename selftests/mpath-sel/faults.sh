@@ -18,16 +18,6 @@ each_allocation_fails_once() {
 		multipath round-robin-rs "${PATHS[@]}"
 }
 
-loading_and_unloading_with_each_allocation_failing() {
-	local file every=${FAULTS_EVERY:-29}
-	file=$(find "$FERRULE_MODULES" -name "$MODULE.ko" -print -quit)
-	rcu_in_haste
-	remove_module "$MODULE"
-	check "an error, nothing left, and the next try works" \
-		control faults --every "$every" modules "$file" "$MODULE"
-	load_module "$MODULE"
-}
-
 # scsi_paths: SCSI_PATHS becomes two paths to one disk, that time out after a second.
 scsi_paths() {
 	local name

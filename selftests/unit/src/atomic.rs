@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What `dm-qos/atomic.rs` is in the kernel.
+//! What `dm-qos/atomic.rs` is in the kernel, on the `primitives` of whoever includes it: those of std or
+//! of loom.
 
-use std::sync::atomic::{
+use super::primitives::{
     fence, AtomicU64 as Inner,
     Ordering::{Acquire, Relaxed, Release, SeqCst},
 };

@@ -11,6 +11,9 @@ pub(crate) enum Direction {
     Write,
 }
 
+mod primitives {
+    pub(crate) use std::sync::atomic::{fence, AtomicU64, Ordering};
+}
 #[path = "atomic.rs"]
 #[allow(dead_code)]
 mod atomic;

@@ -20,6 +20,9 @@ use gcra::{Limit, Rate, TICKS_PER_MS, TICKS_PER_S};
 use mclock::{Capacity, Cost, Next, Promise, Scheduler, Slot, Storage, WINDOW};
 use std::{cmp::Reverse, collections::BinaryHeap, env, fs, hint::black_box, process::exit};
 
+mod primitives {
+    pub(crate) use std::sync::atomic::{fence, AtomicU64, Ordering};
+}
 #[path = "../atomic.rs"]
 #[allow(dead_code)]
 mod atomic;
