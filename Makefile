@@ -37,7 +37,7 @@ help: ## this list
 	@echo 'Ferrule: memory and storage virtualisation for Linux, in Rust. Commands:'
 	@sed -n 's/^\([a-zA-Z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14 | sed 's/^/  make /'
 	@echo
-	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo and vm without it),'
+	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo, check and vm without it),'
 	@echo 'release (built here: all others without it), checking or uml; T=PATTERN and PEER=c (check), B=NAME (bench),'
 	@echo 'N=OPERATIONS, SEED=, WHAT=qos or selector, PROGRAM=FILE (fuzz),'
 	@echo 'KDIR=a built kernel of your own, or the headers of one, KSRC=a kernel source tree of your own,'

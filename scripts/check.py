@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """Run the tests, as `make check` does.
 
-Host unit tests (cargo, pytest), the guest selftests in a VM on the release kernel, host-driven
-tests (pytest), KUnit and the selftests once more on user-mode Linux with KASAN and kmemleak, and a
-short list on a distribution's own kernel. With --kernel release: the same without the last. With
---kernel checking: the functional selftests on a kernel with lockdep, KASAN and object checks. With
---kernel stock-NAME: what depends on the kernel.
+Host unit tests (cargo, pytest), the guest selftests in a VM on a distribution's own kernel,
+host-driven tests (pytest), KUnit and the selftests once more on user-mode Linux with KASAN and
+kmemleak. With --kernel release: the same on the custom kernel, which is built first. With --kernel
+checking: the functional selftests on a kernel with lockdep, KASAN and object checks. With --kernel
+stock-NAME: what depends on the kernel.
 
 With --peer c the tests of our drivers are run against the C drivers that they take the place of.
 What those are known to fail is in selftests/peer-c.txt: it must fail, and nothing else may.
@@ -72,8 +72,7 @@ CHECKED = (
 SLOW = {"test_in_tree_build", "test_package"}
 # Of host unit tests.
 CRATES = ("unit", "vhost", "control")
-# What also runs on a distribution's kernel when all tests do, and all that runs on an architecture
-# that is not this machine's, which takes long.
+# All that runs on an architecture that is not this machine's, which takes long.
 SHORT = {
     "balloon/module",
     "dm-qos/data",
@@ -83,15 +82,10 @@ SHORT = {
     "mpath-sel/names",
     "mpath-sel/text",
 }
-# Host-driven tests that need no kernel of a distribution: they build their own, or are in user-mode
-# Linux.
-ANY_KERNEL = {
-    "test_balloon_vhost",
-    "test_check_guests",
-    "test_headers_shipped",
-    "test_in_tree",
-    "test_in_tree_build",
-}
+# Host-driven tests of which the kernel is user-mode Linux, whatever the others run on.
+ON_UML = {"test_balloon_vhost", "test_check_guests", "test_in_tree"}
+# Host-driven tests that need the build of the custom kernel.
+OF_BUILD = {"test_headers_shipped"}
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = (
     "test_stack",
@@ -671,34 +665,33 @@ class Chosen:
     files: list[pathlib.Path]
 
     @classmethod
-    def of(cls, kernel: str, match: str, short: bool = False) -> "Chosen":
-        """`short`: only whether the modules load and work, and what only this kernel has."""
+    def of(cls, kernel: str, match: str, whole: bool = False) -> "Chosen":
+        """`whole`: also what does not depend on the kernel."""
         host, tools = (sorted((SELFTESTS / area).glob("test_*.py")) for area in ("host", "tools"))
         if kernel == "uml" or kernel in vm.ARM:
             files = []
-        elif kernel == "release":
-            files = [path for path in (*host, *tools) if path.stem not in SLOW]
         elif kernel == "checking":
             files = [path for path in host if path.stem in CHECKED]
-        elif short:
-            files = [path for path in host if path.stem == "test_dax"]
+        elif whole:
+            left_out = SLOW | (OF_BUILD if kernel in vm.STOCK else set())
+            files = [path for path in (*host, *tools) if path.stem not in left_out]
         else:
-            files = [path for path in host if path.stem not in ANY_KERNEL | SLOW]
+            files = [path for path in host if path.stem not in ON_UML | OF_BUILD | SLOW]
             # Compilers differ in what they refuse, and in how they say so.
             files += [path for path in tools if path.stem == "test_rules"]
         if PEER:
             # What is left is not about a driver.
             files = [path for path in files if path in host]
-        scripts = chosen_scripts(kernel, match, short)
+        scripts = chosen_scripts(kernel, match, kernel in vm.ARM)
         return cls(kernel, match, scripts, chosen_files(match, files))
 
     def __bool__(self) -> bool:
         return bool(self.scripts or self.files)
 
     def needs_kernel(self) -> bool:
-        """Most tests of the host's tools need none."""
-        of_host = any(path.parent.name == "host" for path in self.files)
-        return bool(self.scripts or of_host or "test_rules" in [path.stem for path in self.files])
+        """Most tests of the host's tools need none, and some have user-mode Linux."""
+        stems = {path.stem for path in self.files if path.parent.name == "host"} - ON_UML
+        return bool(self.scripts or stems or "test_rules" in [path.stem for path in self.files])
 
     def queue(self, report: Report) -> Queue:
         """Its scripts, once the kernel is built."""
@@ -713,7 +706,7 @@ def run_all(report: Report, chosen: Chosen, uml: Chosen, crates: list[str]) -> N
     """All that needs no slow kernel, with the one that is chosen in the VM."""
     queues = [chosen.queue(report)] if chosen.needs_kernel() else []
     # Some files have user-mode Linux for their guests.
-    if uml.scripts or [path for path in chosen.files if path.stem in ANY_KERNEL]:
+    if uml.scripts or [path for path in chosen.files if path.stem in ON_UML]:
         queues.append(uml.queue(report))
     units = [Job(run_unit, (report, chosen.match, crate)) for crate in crates]
     alone = [Job(run_guest, (queue.take_alone(),)) for queue in queues[:1] if chosen.scripts]
@@ -752,18 +745,17 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, *sys.argv])
     vm.kill_guests_on_signal()
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
-    whole = {None: ["release", "uml"], "release": ["release", "uml"], "stock-all": []}
-    short = {None: [vm.STOCK[0]], "stock-all": vm.STOCK}
-    chosen = [Chosen.of(name, args.match) for name in whole.get(args.kernel, [args.kernel])]
-    rest = [
-        Chosen.of(name, args.match, args.kernel is None or name in vm.ARM)
-        for name in short.get(args.kernel, [])
-    ]
-    is_all_of_ours = args.kernel in (None, "release") and not PEER
-    crates = chosen_crates(args.match) if is_all_of_ours else []
+    is_whole = args.kernel in (None, "release")
+    kernels = [args.kernel]
+    if is_whole:
+        kernels = [args.kernel or vm.STOCK[0], "uml"]
+    elif args.kernel == "stock-all":
+        kernels = vm.STOCK
+    chosen = [Chosen.of(name, args.match, is_whole) for name in kernels]
+    crates = chosen_crates(args.match) if is_whole and not PEER else []
     packages = [SELFTESTS / "host/test_package.py"] if args.kernel == "stock-all" else []
     packages = chosen_files(args.match, packages)
-    if not any((*chosen, *rest, crates, packages)):
+    if not any((*chosen, crates, packages)):
         print(f"error: no test matches {args.match!r}", file=sys.stderr)
         return 2
     OUT.mkdir(parents=True, exist_ok=True)
@@ -771,12 +763,10 @@ def main() -> int:
     differences = read_differences(DIFFERENCES) if PEER else {}
     report = Report(OUT / "again", differences=differences)
     try:
-        if args.kernel in (None, "release"):
+        if is_whole:
             run_all(report, *chosen, crates)
         else:
-            rest = [*chosen, *rest]
-        for one in rest:
-            if one:
+            for one in filter(None, chosen):
                 run_on(report, one)
         for path in packages:
             HostTests.run(report, path, args.match, vm.STOCK[0])
