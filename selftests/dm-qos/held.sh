@@ -70,7 +70,8 @@ a_table_that_is_cleared_was_never_used() {
 a_message_sets_free_what_waits() {
 	many_wait
 	check "set" dmsetup message q 0 set iops 100000
-	check "it leaves" takes_at_most "$PROMPT" wait_for "$PROMPT" field_is q write_held -eq 0
+	# What comes then may wait, too, for a moment.
+	check "it leaves" takes_at_most "$PROMPT" wait_for "$PROMPT" field_is q write_ios -ge 32
 	check "no error" fio_is_content
 }
 
