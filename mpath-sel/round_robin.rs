@@ -30,6 +30,7 @@ use ferrule::{
         Args,
         Needs,
         Path,
+        PathDevice,
         PathSelector,
         Paths,
         Refusal,
@@ -37,6 +38,10 @@ use ferrule::{
         StatusWriter, //
     },
     new_owned_work,
+    numa::{
+        Node,
+        LOCAL_DISTANCE, //
+    },
     percpu::{
         PerCpuCounters,
         PerCpuU32, //
@@ -48,6 +53,7 @@ use ferrule::{
     }, //
 };
 use kernel::{
+    cpu::nr_cpu_ids,
     new_mutex,
     prelude::*,
     sync::{
@@ -64,6 +70,8 @@ use kernel::{
 
 /// The selector argument with which weights follow latency.
 const LATENCY: &[u8] = b"latency";
+/// The one with which a CPU's I/O takes the paths that are nearest to it.
+const NEAREST: &[u8] = b"nearest";
 
 /// What a path's weight may be.
 const WEIGHTS: RangeInclusive<u64> = 0..=u32::MAX as u64;
@@ -95,14 +103,15 @@ struct Group {
     weights: KVec<u32>,
     /// For each path whether it is in service. Changed under multipath's lock.
     is_in_service: KVec<Atomic<bool>>,
-    /// For each slot, the next one whose path is in service.
+    /// Who has a section of the schedule and of the hops: the CPUs of each node, if distance counts, or all.
+    views: KVec<View>,
+    /// For each slot of each section, the next one whose path is to be used.
     hops: KVVec<Cell>,
-    /// Each CPU's place in the schedule.
+    /// Each CPU's place in its section.
     cursors: PerCpuU32,
     /// The schedule is made.
     is_made: Atomic<bool>,
-    /// Weights follow latency.
-    follows_latency: bool,
+    mode: Mode,
     /// The work is enqueued, or about to be. Written when the group becomes idle or busy.
     is_watched: Atomic<bool>,
     /// Taken with multipath's lock held, or without.
@@ -113,21 +122,46 @@ struct Group {
     watch: Mutex<Watch>,
 }
 
-/// For each slot a path.
+/// What the selector's arguments ask for.
+#[derive(Clone, Copy, Default)]
+struct Mode {
+    /// Weights follow latency.
+    follows_latency: bool,
+    /// Near paths come first.
+    takes_nearest: bool,
+}
+
+/// CPUs, and how far the paths are from them.
+struct View {
+    /// Where they are; nowhere in particular when distance does not count.
+    node: Option<Node>,
+    cpus: KVec<u32>,
+    /// For each path.
+    distances: KVec<u32>,
+}
+
+/// For each slot of each section a path.
 struct Schedule {
     order: KVVec<u16>,
+    /// For each section those of all paths.
     jobs: KVVec<Job>,
 }
 
 /// What the work needs to follow latency. Nothing if the group does not.
 #[derive(Default)]
 struct Watch {
-    law: Law,
     paths: KVec<Arc<Meter>>,
-    gauges: KVVec<Gauge>,
+    /// For each section.
+    sides: KVec<Side>,
     /// As long as the schedule's: the next order is made here, and then put in its place.
     order: KVVec<u16>,
     jobs: KVVec<Job>,
+}
+
+/// The paths as the CPUs of one section find them.
+struct Side {
+    law: Law,
+    gauges: KVVec<Gauge>,
 }
 
 /// A path's latency, and what follows from it.
@@ -136,7 +170,7 @@ struct Meter {
     samples: PerCpuCounters<{ latency::CLASSES }>,
     /// What an I/O takes.
     latency_us: Atomic<u32>,
-    /// Of the schedule's slots, the path's.
+    /// Of the schedule's slots, in all sections, the path's.
     slots: Atomic<u32>,
 }
 
@@ -147,15 +181,60 @@ pub(crate) struct RoundRobinPath {
     meter: Option<Arc<Meter>>,
 }
 
+impl View {
+    /// All CPUs, where distance does not count; else a view for each node that has some.
+    fn all(takes_nearest: bool) -> Result<KVec<Self>> {
+        let mut views: KVec<Self> = KVec::new();
+        for cpu in 0..nr_cpu_ids() {
+            let node = Node::of_cpu(cpu).filter(|_| takes_nearest);
+            let found = views.iter().position(|view| view.node == node);
+            let index = match found {
+                Some(index) => index,
+                // It does not exist, or nobody knows.
+                None if node.is_none() && !views.is_empty() => 0,
+                // More nodes than there can be sections: the last ones share.
+                None if views.len() == rotation::MAX_SECTIONS => views.len() - 1,
+                None => {
+                    let (cpus, distances) = (KVec::new(), KVec::new());
+                    let view = Self {
+                        node,
+                        cpus,
+                        distances,
+                    };
+                    views.push(view, GFP_KERNEL)?;
+                    views.len() - 1
+                }
+            };
+            views[index].cpus.push(cpu, GFP_KERNEL)?;
+        }
+        Ok(views)
+    }
+
+    /// Adds a path that is behind something on this node. One of which nothing is known is near to all.
+    fn add(&mut self, node: Option<Node>) -> Result {
+        let distance = match (self.node, node) {
+            (Some(ours), Some(node)) => ours.distance(node),
+            _ => LOCAL_DISTANCE,
+        };
+        Ok(self.distances.push(distance, GFP_KERNEL)?)
+    }
+
+    /// How far the nearest path is, whether or not it is in service.
+    fn nearest(&self) -> u32 {
+        rotation::nearest(&self.distances, |_| true).unwrap_or(LOCAL_DISTANCE)
+    }
+}
+
 impl Group {
-    fn new(follows_latency: bool) -> impl PinInit<Self, Error> {
+    fn new(mode: Mode) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             weights: KVec::new(),
             is_in_service: KVec::new(),
+            views: View::all(mode.takes_nearest)?,
             hops: KVVec::new(),
             cursors: PerCpuU32::new()?,
             is_made: Atomic::new(false),
-            follows_latency,
+            mode,
             is_watched: Atomic::new(false),
             schedule <- new_spinlock_irq!(Schedule {
                 order: KVVec::new(),
@@ -166,52 +245,86 @@ impl Group {
     }
 
     /// Adds a path. On an error what was there before is of no use any more.
-    fn add(self: Pin<&mut Self>, weight: u32) -> Result<Option<Arc<Meter>>> {
-        let this = self.project();
+    fn add(
+        mut self: Pin<&mut Self>,
+        weight: u32,
+        node: Option<Node>,
+    ) -> Result<Option<Arc<Meter>>> {
+        let this = self.as_mut().project();
         this.weights.push(weight, GFP_KERNEL)?;
         this.is_in_service.push(Atomic::new(true), GFP_KERNEL)?;
+        for view in this.views.iter_mut() {
+            view.add(node)?;
+        }
 
-        let mut jobs = KVVec::from_elem(Job::default(), this.weights.len(), GFP_KERNEL)?;
-        let own = rotation::share_out(this.weights, &mut jobs);
-        let mut slots = own;
+        let (paths, sections) = (this.weights.len(), this.views.len());
+        let mut jobs = KVVec::from_elem(Job::default(), paths * sections, GFP_KERNEL)?;
+        let mut slots = 0;
+        for jobs in jobs.chunks_exact_mut(paths) {
+            slots = rotation::share_out(this.weights, jobs);
+        }
         let mut meter = None;
-        if *this.follows_latency {
-            slots = latency::slots(jobs.len(), own);
+        if this.mode.follows_latency {
+            let own = slots;
+            slots = latency::slots(paths, own);
             let factor = (slots / own.max(1)) as u32;
             rotation::multiply_slots(&mut jobs, factor);
-            meter = Some(this.watch.lock().add(&jobs, slots)?);
+            meter = Some(this.watch.lock().add(this.views, &mut jobs, slots)?);
         }
-        let mut order = KVVec::from_elem(0u16, slots, GFP_KERNEL)?;
+        let whole = slots * sections;
+        let mut order = KVVec::from_elem(0u16, whole, GFP_KERNEL)?;
         this.hops.clear();
-        this.hops.reserve(slots, GFP_KERNEL)?;
-        for slot in 0..slots {
+        this.hops.reserve(whole, GFP_KERNEL)?;
+        for slot in 0..whole {
             this.hops.push(rotation::no_hop(slot), GFP_KERNEL)?;
         }
-        this.cursors
-            .set_each(|cpu| rotation::first_slot(cpu, slots));
+        let views = &*this.views;
+        this.cursors.set_each(|cpu| {
+            let place = views.iter().enumerate().find_map(|(section, view)| {
+                let nth = view.cpus.iter().position(|&other| other == cpu)?;
+                Some((section * slots) as u32 + rotation::first_slot(nth as u32, slots))
+            });
+            place.unwrap_or(0)
+        });
 
-        let is_made = this.weights.len() <= rotation::MAX_EAGER;
+        let is_made = paths <= rotation::MAX_EAGER;
         if is_made {
-            let effort = match this.follows_latency {
-                true => Effort::Once,
-                false => Effort::Search,
-            };
-            rotation::make_schedule(&mut order, &mut jobs, effort);
-            rotation::make_hops(&order, this.hops, |_| true);
+            make_order(&mut order, &mut jobs, paths, this.mode.effort());
+            self.make_hops(&order);
         }
-        this.is_made.store(is_made, Relaxed);
-        let before = mem::replace(&mut *this.schedule.lock(), Schedule { order, jobs });
+        self.is_made.store(is_made, Relaxed);
+        let before = mem::replace(&mut *self.schedule.lock(), Schedule { order, jobs });
         // Where it may sleep.
         drop(before);
         Ok(meter)
     }
 
+    fn is_in_service(&self, path: usize) -> bool {
+        self.is_in_service
+            .get(path)
+            .is_some_and(|is_in_service| is_in_service.load(Relaxed))
+    }
+
     fn make_hops(&self, order: &[u16]) {
-        rotation::make_hops(order, &self.hops, |path| {
-            self.is_in_service
-                .get(path)
-                .is_some_and(|is_in_service| is_in_service.load(Relaxed))
-        });
+        let slots = order.len() / self.views.len().max(1);
+        for (section, view) in self.views.iter().enumerate() {
+            let begin = section * slots;
+            let (Some(order), Some(hops)) = (
+                order.get(begin..begin + slots),
+                self.hops.get(begin..begin + slots),
+            ) else {
+                continue;
+            };
+            // By latency, far paths have few slots.
+            let farthest = match self.mode.follows_latency {
+                true => None,
+                false => rotation::nearest(&view.distances, |path| self.is_in_service(path)),
+            };
+            rotation::make_hops(order, hops, begin, |path| {
+                self.is_in_service(path)
+                    && farthest.is_none_or(|farthest| view.distances[path] <= farthest)
+            });
+        }
     }
 
     /// Makes the schedule, unless it is made. Any context.
@@ -220,7 +333,7 @@ impl Group {
         let mut schedule = self.schedule.lock();
         if !self.is_made.load(Relaxed) {
             let Schedule { order, jobs } = &mut *schedule;
-            rotation::make_schedule(order, jobs, Effort::Search);
+            make_order(order, jobs, self.weights.len(), Effort::Search);
             self.make_hops(order);
             self.is_made.store(true, Relaxed);
         }
@@ -244,9 +357,46 @@ impl Group {
     }
 }
 
+/// Makes the schedule of each section: the first, and others where `jobs` differ.
+fn make_order(order: &mut [u16], jobs: &mut [Job], paths: usize, effort: Effort) {
+    let sections = jobs.len().checked_div(paths).unwrap_or(0);
+    let slots = order.len().checked_div(sections).unwrap_or(0);
+    let (Some((first, mut order)), Some((first_jobs, mut jobs))) = (
+        order.split_at_mut_checked(slots),
+        jobs.split_at_mut_checked(paths),
+    ) else {
+        return;
+    };
+    rotation::make_schedule(first, first_jobs, effort);
+    for _ in 1..sections {
+        let (Some((this, others)), Some((these_jobs, other_jobs))) = (
+            order.split_at_mut_checked(slots),
+            jobs.split_at_mut_checked(paths),
+        ) else {
+            return;
+        };
+        if (first_jobs.iter().zip(&*these_jobs)).all(|(a, b)| a.slots() == b.slots()) {
+            (this.iter_mut().zip(&*first)).for_each(|(slot, &path)| *slot = path);
+        } else {
+            rotation::make_schedule(this, these_jobs, effort);
+        }
+        (order, jobs) = (others, other_jobs);
+    }
+}
+
+impl Mode {
+    fn effort(self) -> Effort {
+        match self.follows_latency {
+            true => Effort::Once,
+            false => Effort::Search,
+        }
+    }
+}
+
 impl Watch {
-    /// Adds a path. `jobs` are all paths', with their own slots.
-    fn add(&mut self, jobs: &[Job], slots: usize) -> Result<Arc<Meter>> {
+    /// Adds a path. `jobs` are all paths', with their own slots, for each view; they are left with the slots
+    /// to begin with.
+    fn add(&mut self, views: &[View], jobs: &mut [Job], slots: usize) -> Result<Arc<Meter>> {
         let meter = Arc::new(
             Meter {
                 samples: PerCpuCounters::new()?,
@@ -256,52 +406,75 @@ impl Watch {
             GFP_KERNEL,
         )?;
         self.paths.push(meter.clone(), GFP_KERNEL)?;
-        self.gauges = KVVec::with_capacity(jobs.len(), GFP_KERNEL)?;
-        for (path, job) in self.paths.iter().zip(jobs) {
-            self.gauges.push(Gauge::new(job.slots()), GFP_KERNEL)?;
-            path.slots.store(job.slots(), Relaxed);
+        self.sides.clear();
+        for (view, jobs) in views.iter().zip(jobs.chunks_exact_mut(self.paths.len())) {
+            let mut gauges = KVVec::with_capacity(jobs.len(), GFP_KERNEL)?;
+            for (job, &distance) in jobs.iter().zip(&view.distances) {
+                let gauge = Gauge::new(job.slots(), distance, view.nearest());
+                gauges.push(gauge, GFP_KERNEL)?;
+            }
+            Law::begin(&mut gauges);
+            rotation::set_slots(jobs, gauges.iter().map(Gauge::slots));
+            let law = Law::default();
+            self.sides.push(Side { law, gauges }, GFP_KERNEL)?;
         }
-        self.order = KVVec::from_elem(0u16, slots, GFP_KERNEL)?;
+        self.order = KVVec::from_elem(0u16, slots * views.len(), GFP_KERNEL)?;
         self.jobs = KVVec::from_elem(Job::default(), jobs.len(), GFP_KERNEL)?;
+        self.report();
         Ok(meter)
     }
 
     /// Reads what was measured, and makes the next order of it if that is another.
-    fn look(&mut self, is_in_service: impl Fn(usize) -> bool) -> bool {
-        for (gauge, path) in self.gauges.iter_mut().zip(&self.paths) {
-            for class in 0..latency::CLASSES {
-                gauge.read(class, path.samples.sum(class));
+    fn look(&mut self, views: &[View], is_in_service: impl Fn(usize) -> bool) -> bool {
+        let mut is_another = false;
+        for (side, view) in self.sides.iter_mut().zip(views) {
+            for (gauge, path) in side.gauges.iter_mut().zip(&self.paths) {
+                for class in 0..latency::CLASSES {
+                    let sum = view.cpus.iter().fold(0u64, |sum, &cpu| {
+                        sum.wrapping_add(path.samples.of_cpu(class, cpu))
+                    });
+                    gauge.read(class, sum);
+                }
             }
+            is_another |= side.law.look(&mut side.gauges, &is_in_service);
         }
-        let is_another = self.law.look(&mut self.gauges, is_in_service);
         if is_another {
-            rotation::set_slots(&mut self.jobs, self.gauges.iter().map(Gauge::slots));
-            rotation::make_schedule(&mut self.order, &mut self.jobs, Effort::Once);
+            let paths = self.paths.len();
+            let all = self.sides.iter().flat_map(|side| side.gauges.iter());
+            rotation::set_slots(&mut self.jobs, all.map(Gauge::slots));
+            make_order(&mut self.order, &mut self.jobs, paths, Effort::Once);
         }
-        for (gauge, path) in self.gauges.iter().zip(&self.paths) {
-            let us = gauge.latency_ns() / 1000;
-            path.latency_us.store(us as u32, Relaxed);
-            path.slots.store(gauge.slots(), Relaxed);
-        }
+        self.report();
         is_another
+    }
+
+    /// For status.
+    fn report(&self) {
+        for (index, path) in self.paths.iter().enumerate() {
+            let gauges = || self.sides.iter().filter_map(|side| side.gauges.get(index));
+            let known = gauges().map(Gauge::latency_ns).filter(|&ns| ns > 0);
+            let (count, sum) = known.fold((0u64, 0u64), |(count, sum), ns| (count + 1, sum + ns));
+            let us = sum / count.max(1) / 1000;
+            path.latency_us.store(us as u32, Relaxed);
+            path.slots.store(gauges().map(Gauge::slots).sum(), Relaxed);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.sides.iter().all(|side| side.law.is_idle())
     }
 }
 
 impl Run for Group {
     fn run(work: &OwnedWork<Self>) {
         let mut watch = work.watch.lock();
-        let is_another = watch.look(|path| {
-            work.is_in_service
-                .get(path)
-                .is_some_and(|is_in_service| is_in_service.load(Relaxed))
-        });
-        if is_another {
+        if watch.look(&work.views, |path| work.is_in_service(path)) {
             let mut schedule = work.schedule.lock();
             mem::swap(&mut schedule.order, &mut watch.order);
             work.make_hops(&schedule.order);
             work.is_made.store(true, Relaxed);
         }
-        if watch.law.is_idle() {
+        if watch.is_idle() {
             // Until the next I/O ends. One that ends just now waits for the one after it.
             work.is_watched.store(false, Relaxed);
         } else {
@@ -344,17 +517,18 @@ impl PathSelector for RoundRobin {
 
     /// Whatever is not known is ignored, as the C selector does with all arguments.
     fn create(mut args: Args<'_>) -> impl PinInit<Self, Error> {
-        let mut follows_latency = false;
+        let mut mode = Mode::default();
         while let Some(word) = args.next() {
-            follows_latency |= word.to_bytes() == LATENCY;
+            mode.follows_latency |= word.to_bytes() == LATENCY;
+            mode.takes_nearest |= word.to_bytes() == NEAREST;
         }
         try_pin_init!(Self {
-            group <- new_owned_work!(Group::new(follows_latency), "round-robin-rs"),
+            group <- new_owned_work!(Group::new(mode), "round-robin-rs"),
         })
     }
 
     fn needs(&self) -> Needs {
-        match self.group.follows_latency {
+        match self.group.mode.follows_latency {
             true => Needs {
                 info_args: Self::INFO_ARGS,
                 io: true,
@@ -366,7 +540,11 @@ impl PathSelector for RoundRobin {
         }
     }
 
-    fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<RoundRobinPath, Refusal> {
+    fn add_path(
+        self: Pin<&mut Self>,
+        device: PathDevice<'_>,
+        mut args: Args<'_>,
+    ) -> Result<RoundRobinPath, Refusal> {
         if args.remaining() > 1 {
             return Err(INCORRECT_NUMBER);
         }
@@ -380,7 +558,7 @@ impl PathSelector for RoundRobin {
         }
 
         // The table is refused: that something is left over matters to nobody.
-        let meter = group.add(weight).map_err(|_| NO_MEMORY)?;
+        let meter = group.add(weight, device.node()).map_err(|_| NO_MEMORY)?;
         Ok(RoundRobinPath { weight, meter })
     }
 
@@ -423,11 +601,16 @@ impl PathSelector for RoundRobin {
     }
 
     fn selector_status(&self, report: Report, out: &mut StatusWriter<'_>) {
-        if self.group.follows_latency && report == Report::Table {
-            write!(out, "1 latency ");
-        } else {
-            write!(out, "0 ");
-        }
+        let words = match (report, self.group.mode) {
+            (Report::Table, mode) => match (mode.follows_latency, mode.takes_nearest) {
+                (true, true) => "2 latency nearest ",
+                (true, false) => "1 latency ",
+                (false, true) => "1 nearest ",
+                (false, false) => "0 ",
+            },
+            _ => "0 ",
+        };
+        write!(out, "{words}");
     }
 
     fn path_status(&self, path: &Path<Self>, report: Report, out: &mut StatusWriter<'_>) {

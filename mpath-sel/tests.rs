@@ -59,11 +59,11 @@ mod kunit {
             Some(had)
         };
 
-        make_hops(&order, &hops, |path| path != 1);
+        make_hops(&order, &hops, 0, |path| path != 1);
         assert_eq!(turns(10), Some([5, 0, 5]));
-        make_hops(&order, &hops, |_| false);
+        make_hops(&order, &hops, 0, |_| false);
         assert_eq!(turns(1), None);
-        make_hops(&order, &hops, |_| true);
+        make_hops(&order, &hops, 0, |_| true);
         assert_eq!(turns(40), Some([10, 20, 10]));
         Ok(())
     }

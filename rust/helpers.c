@@ -8,6 +8,7 @@
 
 #include "helpers/compat.c"
 #include "helpers/memalloc.c"
+#include "helpers/numa.c"
 #include "helpers/percpu.c"
 #include "helpers/workqueue.c"
 

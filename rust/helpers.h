@@ -23,6 +23,7 @@
 #include "helpers/device_mapper.h"
 #include "helpers/memalloc.h"
 #include "helpers/mm.h"
+#include "helpers/numa.h"
 #include "helpers/path_selector.h"
 #include "helpers/percpu.h"
 #include "helpers/power.h"

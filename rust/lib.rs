@@ -22,6 +22,7 @@ pub mod memalloc;
 #[cfg(feature = "balloon")]
 pub mod mm;
 pub mod module;
+pub mod numa;
 pub mod percpu;
 #[cfg(feature = "power")]
 pub mod power;

@@ -17,6 +17,7 @@
 //! | [`PerCpuCounters::add`], [`add_two`](PerCpuCounters::add_two) | `this_cpu_add()` |
 //! | [`PerCpuCounters::add_return`] | `this_cpu_add_return()` |
 //! | [`PerCpuCounters::sum`] | `for_each_possible_cpu(cpu) sum += *per_cpu_ptr(p, cpu)` |
+//! | [`PerCpuCounters::of_cpu`] | `READ_ONCE(*per_cpu_ptr(p, cpu))` |
 //! | [`PerCpuU32::new`], drop | `alloc_percpu()`, `free_percpu()` |
 //! | [`PerCpuU32::set_each`] | `for_each_possible_cpu(cpu) *per_cpu_ptr(p, cpu) = value` |
 //! | [`PerCpuU32::update`] | `this_cpu_read()`, `this_cpu_try_cmpxchg()` |
@@ -113,6 +114,16 @@ impl<const N: usize> PerCpuCounters<N> {
         // SAFETY: By the type invariants it is one of our counters.
         unsafe { bindings::ferrule_per_cpu_sum_u64(self.counter(which)) }
     }
+
+    /// What one CPU has added; 0 if it is no possible one. As for [`sum`](Self::sum).
+    ///
+    /// # Panics
+    ///
+    /// When `which` is not below `N`.
+    pub fn of_cpu(&self, which: usize, cpu: u32) -> u64 {
+        // SAFETY: By the type invariants it is one of our counters.
+        unsafe { bindings::ferrule_per_cpu_read_u64(self.counter(which), cpu) }
+    }
 }
 
 impl<const N: usize> Drop for PerCpuCounters<N> {
@@ -207,6 +218,9 @@ mod tests {
         counters.add_two(0, [1, 2]);
         assert_eq!(counters.sum(0), 43);
         assert_eq!(counters.sum(1), 3);
+        let of_all = (0..nr_cpu_ids()).map(|cpu| counters.of_cpu(0, cpu));
+        assert_eq!(of_all.sum::<u64>(), 43);
+        assert_eq!(counters.of_cpu(0, nr_cpu_ids()), 0);
         Ok(())
     }
     #[test]

@@ -44,6 +44,14 @@
 //! - The floor is 8 I/Os per second, of the group's rate; at most an eighth of the path's own weight. And a
 //!   slot.
 //! - A path that has ended nothing while its share of what the others have ended would be 16 I/Os is slow.
+//!
+//! # Paths that are far
+//!
+//! Where distance counts there is a law for the CPUs of each node. A path's *detour* is how much further it is
+//! than the nearest one, as a factor; its I/Os count as if they took that much longer. It is *far* while
+//! one that is nearer is in service. It begins at its floor. It is compared with the near ones alone, and without a
+//! margin: it is lowered while it takes longer than they do and raised while it does not. A near one is
+//! slow for what the near ones take, or all, whichever is less.
 
 use core::mem;
 
@@ -91,6 +99,8 @@ const MAX_REST: u32 = 4;
 
 /// A ratio of 1.
 const ONE: u64 = 256;
+/// The firmware's distances are 10 to 254.
+const MAX_DETOUR: u64 = 32 * ONE;
 
 /// The class of an I/O of this size.
 #[inline]
@@ -127,6 +137,8 @@ enum Course {
 pub(crate) struct Gauge {
     /// The slots that it has when nothing is lowered.
     own: u32,
+    /// How much more its I/Os count, in 256ths.
+    detour: u32,
     /// The slots that it has.
     slots: u32,
     /// How far its weight is lowered.
@@ -161,10 +173,13 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// A path that has `own` slots by its own weight.
-    pub(crate) fn new(own: u32) -> Self {
+    /// A path that has `own` slots by its own weight, and is so far where the nearest one is at
+    /// `nearest`.
+    pub(crate) fn new(own: u32, distance: u32, nearest: u32) -> Self {
+        let detour = u64::from(distance) * ONE / u64::from(nearest.max(1));
         Self {
             own,
+            detour: detour.clamp(ONE, MAX_DETOUR) as u32,
             slots: own,
             ..Self::default()
         }
@@ -182,7 +197,8 @@ impl Gauge {
         self.seen[class] = sum;
         self.ended = self.ended.saturating_add(ios);
         self.ios[class] = self.ios[class].saturating_add(ios);
-        self.time[class] = self.time[class].saturating_add(added & ((1 << COUNT_SHIFT) - 1));
+        let took = (added & ((1 << COUNT_SHIFT) - 1)) * u64::from(self.detour) / ONE;
+        self.time[class] = self.time[class].saturating_add(took);
         if ios > 0 {
             self.fresh[class] = FRESH;
             let (past, now) = (self.past(class), self.ios[class]);
@@ -200,7 +216,7 @@ impl Gauge {
     pub(crate) fn latency_ns(&self) -> u64 {
         let classes = self.mean.iter().filter(|&&mean| mean > 0).count() as u64;
         let sum: u64 = self.mean.iter().sum();
-        (sum / classes.max(1)) << UNIT_NS_SHIFT
+        ((sum / classes.max(1)) << UNIT_NS_SHIFT) * ONE / u64::from(self.detour.max(1))
     }
 
     /// Its weight: for each slot of its own, 65,536 at most.
@@ -241,8 +257,8 @@ impl Gauge {
         self.missed = 0;
     }
 
-    /// Whether it is to go down or up, if either.
-    fn decide(&mut self, reference: &[u64; CLASSES], slots: u64) -> Option<Course> {
+    /// Whether it is to go down or up, if either, by what an I/O of each class takes.
+    fn decide(&mut self, reference: &Reference, is_far: bool, slots: u64) -> Option<Course> {
         if self.has_missed(slots) {
             self.forget();
             return Some(Course::Down);
@@ -268,8 +284,8 @@ impl Gauge {
         let expected: u64 = self
             .ios
             .iter()
-            .zip(reference)
-            .map(|(&ios, &mean)| u64::from(ios) * mean)
+            .enumerate()
+            .map(|(class, &ios)| u64::from(ios) * reference.of(class, is_far))
             .sum();
         let ratio = took.saturating_mul(ONE) / expected.max(1);
         if !is_enough {
@@ -282,16 +298,20 @@ impl Gauge {
         }
         // 16 times the square root.
         let root = (u64::from(ios) << 8).isqrt().max(1);
-        let slow = ONE * 5 / 4;
-        let fast = ONE * 9 / 8;
+        let margin = |least: u64, times: u64| match is_far {
+            true => ONE,
+            false => least + times * 16 * least / root,
+        };
+        let slow = margin(ONE * 5 / 4, 2);
+        let fast = margin(ONE * 9 / 8, 1);
         let before = mem::replace(&mut self.ratio, ratio);
         let looks = (took / u64::from(ios)) / LOOK_UNITS;
         self.rest = (looks as u32).min(MAX_REST);
         self.forget();
-        if ratio > slow + 2 * 16 * slow / root {
+        if ratio > slow {
             // What has queued up on it goes on to be slow for a while.
             (ratio > before - before / 8).then_some(Course::Down)
-        } else if ratio < fast + 16 * fast / root {
+        } else if ratio < fast {
             (ratio < before + before / 8 || ratio < ONE / 2).then_some(Course::Up)
         } else {
             None
@@ -325,7 +345,24 @@ impl Gauge {
     }
 }
 
-/// What is known about a group.
+/// What an I/O of each class takes; 0 where nothing is known.
+struct Reference {
+    all: [u64; CLASSES],
+    near: [u64; CLASSES],
+}
+
+impl Reference {
+    /// For a path that is far, or near.
+    fn of(&self, class: usize, is_far: bool) -> u64 {
+        match (self.near[class], self.all[class]) {
+            (0, all) => all,
+            (near, all) if !is_far => near.min(all),
+            (near, _) => near,
+        }
+    }
+}
+
+/// What is known about a group, or what the CPUs of a node do with it.
 #[derive(Default)]
 pub(crate) struct Law {
     /// I/Os per second, of late.
@@ -335,6 +372,18 @@ pub(crate) struct Law {
 }
 
 impl Law {
+    /// Gives far paths as few slots as there can be, until something is known.
+    pub(crate) fn begin(paths: &mut [Gauge]) {
+        for path in paths.iter_mut() {
+            if u64::from(path.detour) > ONE {
+                path.lowered = MAX_LOWERED;
+                path.step = MAX_STEP;
+            }
+        }
+        let slots = paths.iter().map(|path| u64::from(path.own)).sum();
+        Self::share_out(paths, slots);
+    }
+
     /// Looks at the paths, all of whose sums were just read, and gives each its slots: as many in all as
     /// when nothing is lowered. Returns whether any has others than before.
     pub(crate) fn look(
@@ -363,10 +412,20 @@ impl Law {
             path.ended = 0;
         }
 
-        let reference = Self::reference(paths, &is_in_service, slots);
+        let in_service = (0..paths.len()).filter(|&index| is_in_service(index));
+        let least = in_service.map(|index| paths[index].detour).min();
+        let is_far = |path: &Gauge| Some(path.detour) != least;
+        let reference = Reference {
+            all: Self::reference(paths, &is_in_service, slots),
+            near: Self::reference(
+                paths,
+                &|index| is_in_service(index) && !is_far(&paths[index]),
+                slots,
+            ),
+        };
         for (index, path) in paths.iter_mut().enumerate() {
             if is_in_service(index) {
-                if let Some(course) = path.decide(&reference, slots) {
+                if let Some(course) = path.decide(&reference, is_far(path), slots) {
                     path.go(course);
                 }
             }

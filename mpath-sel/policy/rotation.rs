@@ -41,6 +41,10 @@
 //! and the others keep taking turns in proportion to their weights: its share does not all fall to
 //! its successor. Failing and reinstating a path rewrites the table in place, slot by slot. Whoever
 //! selects meanwhile sees for each slot either what was right before or what is right now.
+//!
+//! Where paths are nearer to some CPUs than to others there is a *section* of the table for each
+//! node, which hops over paths that are too far from it ([`nearest`]). A cursor stays in the section that it
+//! began in.
 
 use super::cell::Cell;
 
@@ -59,8 +63,15 @@ pub(crate) const MAX_EAGER: usize = 32;
 /// schedule is made as often as there are paths.
 const SEARCH: u32 = 1 << 17;
 
+/// The most sections.
+pub(crate) const MAX_SECTIONS: usize = (1 << SLOT_BITS) / MAX_SLOTS;
+
 /// In a schedule or a hop: no path. In a list of jobs: the end.
-const NO_PATH: u16 = u16::MAX;
+const NO_PATH: u16 = (1 << PATH_BITS) - 1;
+
+/// How much of a hop is the slot, and how much the path.
+const SLOT_BITS: u32 = 21;
+const PATH_BITS: u32 = u32::BITS - SLOT_BITS;
 
 /// What is known about a path while the schedule is made.
 #[derive(Clone, Copy, Default)]
@@ -344,7 +355,7 @@ impl Eligible {
 
 /// A slot's hop: the path, and the slot to go on with.
 fn hop(path: u16, next: usize) -> u32 {
-    u32::from(path) << 16 | next as u32
+    u32::from(path) << SLOT_BITS | next as u32
 }
 
 /// The hop of a slot of a schedule that is not made yet.
@@ -352,36 +363,48 @@ pub(crate) fn no_hop(slot: usize) -> Cell {
     Cell::new(hop(NO_PATH, slot))
 }
 
-/// Writes the table of hops for the paths that are in service. `hops` is as long as `order`.
+/// Writes a section of the table of hops, for the paths that are in service. `hops` is as long as
+/// `order`; the section begins with the slot `begin` of the table.
 ///
 /// May run while others [`select`], but not twice at the same time.
-pub(crate) fn make_hops(order: &[u16], hops: &[Cell], is_in_service: impl Fn(usize) -> bool) {
+pub(crate) fn make_hops(
+    order: &[u16],
+    hops: &[Cell],
+    begin: usize,
+    is_in_service: impl Fn(usize) -> bool,
+) {
     let works = |path: u16| is_in_service(usize::from(path));
 
     // What the last slots hop to, over the end.
     let Some(first) = order.iter().position(|&path| works(path)) else {
-        for (slot, at) in hops.iter().enumerate() {
+        for (slot, at) in (begin..).zip(hops) {
             at.store(hop(NO_PATH, slot));
         }
         return;
     };
     let after = if first + 1 < order.len() {
-        first + 1
+        begin + first + 1
     } else {
-        0
+        begin
     };
     let mut found = hop(order[first], after);
-    let mut next = 0;
+    let mut next = begin;
     for (slot, (&path, at)) in order.iter().zip(hops).enumerate().rev() {
         if works(path) {
             found = hop(path, next);
         }
         at.store(found);
-        next = slot;
+        next = begin + slot;
     }
 }
 
-/// Where the cursor of a CPU begins: the CPUs are spread over the schedule, so that they do not
+/// How far the nearest path in service is; `distances` are all paths'.
+pub(crate) fn nearest(distances: &[u32], is_in_service: impl Fn(usize) -> bool) -> Option<u32> {
+    let in_service = (distances.iter().enumerate()).filter(|&(path, _)| is_in_service(path));
+    in_service.map(|(_, &distance)| distance).min()
+}
+
+/// Where the cursor of a CPU begins in its section: the CPUs are spread over it, so that they do not
 /// march from path to path in step, whichever of the possible ones there are.
 pub(crate) fn first_slot(cpu: u32, slots: usize) -> u32 {
     // The bits of 0, 1, 2, ... in reverse: 0, 1/2, 1/4, 3/4, 1/8, ... of the way.
@@ -395,7 +418,7 @@ pub(crate) fn select(hops: &[Cell], cursor: u32) -> (u32, usize) {
     match hops.get(cursor as usize) {
         Some(hop) => {
             let hop = hop.load();
-            (hop & 0xffff, (hop >> 16) as usize)
+            (hop & ((1 << SLOT_BITS) - 1), (hop >> SLOT_BITS) as usize)
         }
         // There are no paths, or never was such a cursor.
         None => (0, usize::from(NO_PATH)),

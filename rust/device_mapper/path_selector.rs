@@ -19,6 +19,7 @@
 //! | an implementing type's value | `ps->context` |
 //! | [`Path`] | `struct dm_path`, and what `path->pscontext` points to |
 //! | [`Paths`] | no counterpart: a C selector keeps lists of its own |
+//! | [`PathDevice`] | `path->dev->bdev` |
 //! | [`Registration`] | `dm_register_path_selector()`, `dm_unregister_path_selector()` |
 //! | [`Args`], [`StatusWriter`] | `argc`, `argv`; `DMEMIT()` on `result`, `maxlen` |
 //!
@@ -79,7 +80,11 @@
 //!         Ok(FirstPath)
 //!     }
 //!
-//!     fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<Atomic<bool>, Refusal> {
+//!     fn add_path(
+//!         self: Pin<&mut Self>,
+//!         _device: PathDevice<'_>,
+//!         mut args: Args<'_>,
+//!     ) -> Result<Atomic<bool>, Refusal> {
 //!         args.finish()
 //!             .map_err(|error| Refusal::new(error, c"first-path ps: incorrect arguments"))?;
 //!         Ok(Atomic::new(true))
@@ -117,7 +122,8 @@ use super::args::Context;
 use crate::{
     bindings,
     compat::owner,
-    module::Loading, //
+    module::Loading,
+    numa::Node, //
 };
 use core::{
     marker::PhantomData,
@@ -183,7 +189,11 @@ pub trait PathSelector: Sized + Send + Sync + 'static {
     ///
     /// The n-th call that succeeds adds the path with [`Path::index`] n, counted from 0; the path
     /// is in service. A refusal refuses the table, its text reaches the kernel log.
-    fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<Self::Path, Refusal>;
+    fn add_path(
+        self: Pin<&mut Self>,
+        device: PathDevice<'_>,
+        args: Args<'_>,
+    ) -> Result<Self::Path, Refusal>;
 
     /// Chooses the path for an I/O of `nr_bytes` bytes (0 for an ioctl), or none when no path is
     /// in service. In the I/O path: neither sleeps nor allocates.
@@ -308,6 +318,25 @@ impl<T: PathSelector> Deref for Path<T> {
 
     fn deref(&self) -> &T::Path {
         &self.data
+    }
+}
+
+/// The device below a path that is being added.
+///
+/// # Invariants
+///
+/// It is the device of a valid path, and open for `'a`.
+pub struct PathDevice<'a> {
+    path: NonNull<bindings::dm_path>,
+    _call: PhantomData<&'a ()>,
+}
+
+impl PathDevice<'_> {
+    /// The NUMA node of what the disk is behind, such as its HBA; [`None`] where that is not known, as
+    /// for a disk that comes over a network.
+    pub fn node(&self) -> Option<Node> {
+        // SAFETY: By the type invariants the path is valid and its device open.
+        Node::from_raw(unsafe { bindings::ferrule_path_node(self.path.as_ptr()) })
     }
 }
 
@@ -449,7 +478,7 @@ impl<T: PathSelector> Adapter<T> {
     ///
     /// Only called by `dm-multipath`, in process context, between [`Self::create`] and
     /// [`Self::destroy`], while no other callback runs on `ps`. `path` is a valid `struct dm_path`
-    /// that on success stays valid until after `destroy`; `argv` has `argc` NUL-terminated strings,
+    /// whose device is open, and that on success stays so until after `destroy`; `argv` has `argc` NUL-terminated strings,
     /// `error` is valid for writes.
     unsafe extern "C" fn add_path(
         ps: *mut bindings::path_selector,
@@ -466,6 +495,13 @@ impl<T: PathSelector> Adapter<T> {
         let instance = instance.project();
         // SAFETY: By this function's requirements; the strings outlive this call.
         let args = unsafe { Args::from_raw(argc.max(0) as c_uint, argv, Self::context("path: ")) };
+        // SAFETY: `path` is valid, so not null.
+        let raw = unsafe { NonNull::new_unchecked(path) };
+        // INVARIANT: `dm-multipath` has opened the device before.
+        let device = PathDevice {
+            path: raw,
+            _call: PhantomData,
+        };
         let (mut selector, paths) = (instance.selector, instance.paths);
 
         // All room first: what the selector has accepted must be added.
@@ -473,14 +509,13 @@ impl<T: PathSelector> Adapter<T> {
             .reserve(1, GFP_KERNEL)
             .and_then(|()| KBox::<Path<T>>::new_uninit(GFP_KERNEL))
             .map_err(no_memory)
-            .and_then(|room| Ok((room, selector.as_mut().add_path(args)?)));
+            .and_then(|room| Ok((room, selector.as_mut().add_path(device, args)?)));
 
         match added {
             Ok((room, data)) => {
                 // INVARIANT: `path` outlives the instance, which is what keeps this `Path`.
                 let added = room.write(Path {
-                    // SAFETY: `path` is valid, so not null.
-                    raw: unsafe { NonNull::new_unchecked(path) },
+                    raw,
                     index: paths.len(),
                     is_timed: Atomic::new(false),
                     data,
@@ -845,7 +880,11 @@ mod tests {
             }
         }
 
-        fn add_path(self: Pin<&mut Self>, mut args: Args<'_>) -> Result<State, Refusal> {
+        fn add_path(
+            self: Pin<&mut Self>,
+            _: PathDevice<'_>,
+            mut args: Args<'_>,
+        ) -> Result<State, Refusal> {
             match (args.next(), args.remaining()) {
                 (Some(word), 0) => Ok(State(Atomic::new(word != c"down"))),
                 _ => Err(Refusal::new(ERANGE, c"first-path ps: one argument")),
@@ -903,7 +942,7 @@ mod tests {
             let mut error = core::ptr::null_mut();
             let mut path = KBox::new(pin_init::zeroed::<bindings::dm_path>(), GFP_KERNEL)?;
             // SAFETY: The group's selector exists and nothing else runs on it. The path is kept in
-            // its box until after `destroy`.
+            // its box until after `destroy`. It has no device, and neither selector asks for that.
             let result = unsafe {
                 Callbacks::add_path(
                     &mut self.ps,
@@ -1089,7 +1128,11 @@ mod tests {
             }
         }
 
-        fn add_path(self: Pin<&mut Self>, args: Args<'_>) -> Result<(), Refusal> {
+        fn add_path(
+            self: Pin<&mut Self>,
+            _: PathDevice<'_>,
+            args: Args<'_>,
+        ) -> Result<(), Refusal> {
             self.get_mut().0 = args.remaining() > 0;
             Ok(())
         }

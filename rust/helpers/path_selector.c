@@ -11,3 +11,9 @@ __ferrule void ferrule_path_time_requests(struct dm_path *path, bool on)
 	else
 		blk_stat_disable_accounting(q);
 }
+
+/* A disk has the node of the device that it is behind, an HBA for example. */
+__ferrule int ferrule_path_node(struct dm_path *path)
+{
+	return dev_to_node(&path->dev->bdev->bd_device);
+}

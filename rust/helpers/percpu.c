@@ -45,6 +45,13 @@ __ferrule u64 ferrule_per_cpu_sum_u64(u64 *counter)
 	return sum;
 }
 
+__ferrule u64 ferrule_per_cpu_read_u64(u64 *counter, u32 cpu)
+{
+	if (cpu >= nr_cpu_ids || !cpu_possible(cpu))
+		return 0;
+	return READ_ONCE(*per_cpu_ptr(ferrule_percpu(u64, counter), cpu));
+}
+
 __ferrule u32 *ferrule_alloc_percpu_u32(void)
 {
 	return ferrule_plain(u32, alloc_percpu(u32));

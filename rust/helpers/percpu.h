@@ -6,6 +6,7 @@ void ferrule_this_cpu_add_u64(u64 *counter, u64 value);
 void ferrule_this_cpu_add_two_u64(u64 *counters, u64 first, u64 second);
 u64 ferrule_this_cpu_add_return_u64(u64 *counter, u64 value);
 u64 ferrule_per_cpu_sum_u64(u64 *counter);
+u64 ferrule_per_cpu_read_u64(u64 *counter, u32 cpu);
 
 u32 *ferrule_alloc_percpu_u32(void);
 void ferrule_free_percpu_u32(u32 *word);

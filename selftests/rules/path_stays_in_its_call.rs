@@ -4,7 +4,14 @@
 
 //! A path is lent for one call; its index can be kept.
 
-use ferrule::device_mapper::path_selector::{Args, Path, PathSelector, Paths, Refusal};
+use ferrule::device_mapper::path_selector::{
+    Args,
+    Path,
+    PathDevice,
+    PathSelector,
+    Paths,
+    Refusal, //
+};
 use kernel::{
     new_spinlock,
     prelude::*,
@@ -42,7 +49,7 @@ impl PathSelector for First {
         })
     }
 
-    fn add_path(self: Pin<&mut Self>, _: Args<'_>) -> Result<(), Refusal> {
+    fn add_path(self: Pin<&mut Self>, _: PathDevice<'_>, _: Args<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 

@@ -20,7 +20,7 @@ pub struct Table {
     /// They are allowed to differ in whether they take it.
     pub is_beyond_c: bool,
     /// They print different things.
-    pub has_latency: bool,
+    pub has_arguments: bool,
     /// I/O waits for a path.
     pub is_queueing: bool,
     /// A few of its devices.
@@ -36,7 +36,7 @@ pub fn table(rng: &mut Rng) -> Table {
     let mut table = Table {
         words: Vec::new(),
         is_beyond_c: false,
-        has_latency: false,
+        has_arguments: false,
         is_queueing: false,
         paths: 0,
     };
@@ -66,10 +66,13 @@ pub fn table(rng: &mut Rng) -> Table {
         words.push("SELECTOR".into());
         let arguments = match rng.u32(..20) {
             0 => pick(rng, &["1 x", "2 some thing", "1 1", "9 x", "x", "-1", "1"]),
-            1 => pick(rng, &["1 latency", "2 x latency", "2 latency latency"]),
+            1 => pick(
+                rng,
+                &["1 latency", "2 x latency", "1 nearest", "3 nearest x latency"],
+            ),
             _ => "0",
         };
-        table.has_latency |= arguments.contains("latency");
+        table.has_arguments |= arguments.contains("latency") || arguments.contains("nearest");
         words.push(arguments.into());
         let paths = match rng.u32(..40) {
             0 => 0,

@@ -32,7 +32,7 @@ pub(crate) mod cell {
 mod testing {
     use super::{
         cell::Cell,
-        rotation::{make_hops, make_schedule, select, share_out, Effort, Job},
+        rotation::{make_hops, make_schedule, select, share_out, Effort, Job, MAX_PATHS},
     };
     use std::cell::Cell as Own;
 
@@ -92,13 +92,13 @@ mod testing {
         }
 
         pub(super) fn in_service(&self, is_in_service: impl Fn(usize) -> bool) {
-            make_hops(&self.order, &self.hops, is_in_service);
+            make_hops(&self.order, &self.hops, 0, is_in_service);
         }
 
         pub(super) fn select(&self) -> Option<usize> {
             let (next, path) = select(&self.hops, self.cursor.get());
             self.cursor.set(next);
-            (path != usize::from(u16::MAX)).then_some(path)
+            (path < MAX_PATHS).then_some(path)
         }
     }
 }
@@ -456,6 +456,54 @@ mod tests {
             prop_assert!(group.select().is_some());
             prop_assert!((group.cursor.get() as usize) < group.order.len());
         }
+    }
+
+    /// Two sections, of two nodes, of which each is near to one path, and a third path that is as
+    /// far from both.
+    #[test]
+    fn a_cursor_stays_in_its_section() {
+        let weights = [3, 3, 1];
+        let mut jobs = vec![Job::default(); 3];
+        let whole = share_out(&weights, &mut jobs);
+        let mut order = vec![0; whole];
+        make_schedule(&mut order, &mut jobs, Effort::Once);
+        let hops: Vec<_> = (0..2 * whole).map(no_hop).collect();
+        let distances = [[10, 21, 31], [21, 10, 31]];
+
+        for works in 0..8 {
+            let is_in_service = |path| works >> path & 1 == 1;
+            for node in 0..2 {
+                let least = nearest(&distances[node], is_in_service);
+                let section = &hops[node * whole..][..whole];
+                make_hops(&order, section, node * whole, |path| {
+                    is_in_service(path) && Some(distances[node][path]) == least
+                });
+            }
+            for node in 0..2 {
+                let expected = [node, 1 - node, 2]
+                    .into_iter()
+                    .find(|&path| is_in_service(path));
+                for begin in 0..whole {
+                    let mut cursor = (node * whole + begin) as u32;
+                    for _ in 0..2 * whole {
+                        let (next, path) = select(&hops, cursor);
+                        assert_eq!((path < MAX_PATHS).then_some(path), expected);
+                        assert_eq!(next as usize / whole, node);
+                        cursor = next;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_last_slot_of_the_last_section_is_reached() {
+        let slots = MAX_SECTIONS * MAX_SLOTS;
+        let hops: Vec<_> = (0..slots).map(no_hop).collect();
+        let begin = slots - 2;
+        make_hops(&[7, 1023], &hops[begin..], begin, |_| true);
+        assert_eq!(select(&hops, begin as u32), (begin as u32 + 1, 7));
+        assert_eq!(select(&hops, begin as u32 + 1), (begin as u32, 1023));
     }
 
     #[test]

@@ -12,7 +12,8 @@ mod tests {
     use crate::mpath_sel::{
         cell::Cell,
         rotation::{
-            first_slot, make_hops, make_schedule, no_hop, select, set_slots, share_out, Effort, Job,
+            first_slot, make_hops, make_schedule, nearest, no_hop, select, set_slots, share_out,
+            Effort, Job,
         },
     };
     use proptest::prelude::*;
@@ -87,14 +88,30 @@ mod tests {
 
     impl Group {
         fn new(weights: &[u32], paths: Vec<Path>, depth: usize, cpus: usize) -> Self {
+            Self::of_node(weights, &vec![10; paths.len()], paths, depth, cpus)
+        }
+
+        /// As the CPUs of a node see it that is so far from each path.
+        fn of_node(
+            weights: &[u32],
+            distances: &[u32],
+            paths: Vec<Path>,
+            depth: usize,
+            cpus: usize,
+        ) -> Self {
             let n = paths.len();
             let mut jobs = vec![Job::default(); n];
             let own = share_out(weights, &mut jobs);
             let whole = slots(n, own);
-            let gauges: Vec<Gauge> = jobs
+            let nearest = nearest(distances, |_| true).unwrap();
+            let mut gauges: Vec<Gauge> = jobs
                 .iter()
-                .map(|job| Gauge::new(job.slots() * (whole / own) as u32))
+                .zip(distances)
+                .map(|(job, &distance)| {
+                    Gauge::new(job.slots() * (whole / own) as u32, distance, nearest)
+                })
                 .collect();
+            Law::begin(&mut gauges);
             let mut group = Group {
                 paths,
                 gauges,
@@ -128,7 +145,7 @@ mod tests {
             let whole: u32 = self.gauges.iter().map(Gauge::slots).sum();
             assert_eq!(whole as usize, self.order.len());
             make_schedule(&mut self.order, &mut self.jobs, Effort::Once);
-            make_hops(&self.order, &self.hops, |path| self.in_service[path]);
+            make_hops(&self.order, &self.hops, 0, |path| self.in_service[path]);
         }
 
         fn wait(&mut self, cpu: usize, time: u64) {
@@ -290,6 +307,110 @@ mod tests {
             };
             assert!(least > (1.0 - slack) * fair && most < (1.0 + slack) * fair);
         }
+    }
+
+    /// Paths of which the first are near and the others across the interconnect, as on most
+    /// machines of two sockets.
+    fn of_two_nodes(near: usize, paths: Vec<Path>, depth: usize) -> Group {
+        let n = paths.len();
+        let distances: Vec<u32> = (0..n)
+            .map(|path| if path < near { 10 } else { 21 })
+            .collect();
+        Group::of_node(&vec![1; n], &distances, paths, depth, 2)
+    }
+
+    #[test]
+    fn near_paths_get_nearly_all() {
+        for (near, far) in [(1, 1), (2, 2), (4, 60), (1, 7)] {
+            for (delay, noise, depth) in [(MS / 10, 0.5, 16), (MS, 1.0, 32), (10 * MS, 1.0, 32)] {
+                let paths = (0..near + far).map(|_| Path {
+                    noise,
+                    ..path(move |_, _| delay)
+                });
+                let mut group = of_two_nodes(near, paths.collect(), depth);
+                group.run(S / 10);
+                let first = group.ios[near..].iter().sum::<u64>();
+                // One slot of a thousand each.
+                let all = group.ios.iter().sum::<u64>();
+                assert!(first <= 2 * far as u64 * (1 + all / 1024));
+                group.run(20 * S);
+                let ios = group.ios[near..].iter().sum::<u64>() as f64 / 20.0;
+                let rate = group.ios.iter().sum::<u64>() as f64 / 20.0;
+                println!(
+                    "near: {near} and {far} paths of {} us: {:.2} % of {rate:.0} I/Os per second go far, {:.0} on each path",
+                    delay / 1000,
+                    100.0 * ios / rate,
+                    ios / far as f64
+                );
+                // What it takes to notice, some by chance, and two slots of a thousand at most.
+                let (each, most) = (ios / far as f64, rate / far as f64 / 100.0);
+                assert!(each <= 8.0 * 3.0 + most + rate / 512.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_detour_is_made_when_it_is_worth_it() {
+        for near in [1, 2] {
+            let paths = (0..2 * near).map(|index| {
+                path(move |now, _| {
+                    if index < near && (10 * S..20 * S).contains(&now) {
+                        10 * MS
+                    } else {
+                        MS
+                    }
+                })
+            });
+            let mut group = of_two_nodes(near, paths.collect(), 32);
+            group.run(10 * S);
+            group.run(S + 200 * MS);
+            let far = |group: &Group| {
+                (near..2 * near)
+                    .map(|p| group.slots_percent(p))
+                    .sum::<f64>()
+            };
+            let when_slow = far(&group);
+            group.run(8 * S + 800 * MS);
+            group.run(S + 200 * MS);
+            let after = far(&group);
+            println!("detour: {near} slow near paths: {when_slow:.1} % go far, then {after:.1} %");
+            assert!(when_slow > 90.0 && after < 5.0);
+        }
+    }
+
+    #[test]
+    fn what_near_paths_cannot_take_goes_far() {
+        // 10,000 I/Os per second each.
+        let paths = (0..2).map(|_| Path {
+            service: MS / 10,
+            ..path(|_, _| MS / 5)
+        });
+        let mut group = of_two_nodes(1, paths.collect(), 64);
+        group.run(5 * S);
+        group.run(20 * S);
+        let rate = group.ios.iter().sum::<u64>() / 20;
+        let far = group.percent(1);
+        println!("full: {rate} I/Os per second of 10,000 near and 10,000 far, {far:.1} % far");
+        assert!(rate > 15_000);
+    }
+
+    #[test]
+    fn far_paths_take_all_when_near_ones_fail() {
+        let mut group = of_two_nodes(2, alike(4, 0.5), 16);
+        group.run(5 * S);
+        group.in_service[0] = false;
+        group.in_service[1] = false;
+        group.rewrite();
+        group.run(10 * MS);
+        group.run(5 * S);
+        assert_eq!(group.ios[..2], [0, 0]);
+        assert!((group.percent(2) - 50.0).abs() < 5.0);
+        group.in_service[0] = true;
+        group.rewrite();
+        group.run(S);
+        group.run(S);
+        assert!(group.percent(0) > 95.0, "{:?}", group.ios);
+        assert_eq!(group.ios[1], 0);
     }
 
     #[test]
@@ -459,7 +580,7 @@ mod tests {
         assert!((group.percent(0) - 50.0).abs() < 3.0);
 
         // As decisions: the same times by class, in other numbers.
-        let mut gauges = [Gauge::new(512), Gauge::new(512)];
+        let mut gauges = [Gauge::new(512, 10, 10), Gauge::new(512, 10, 10)];
         let mut law = Law::default();
         let mut sums = [[0u64; CLASSES]; 2];
         for _ in 0..20 {
@@ -537,6 +658,7 @@ mod tests {
         #[test]
         fn every_path_has_a_slot_whatever_happens(
             weights in proptest::collection::vec(0u32.., 1..200),
+            distances in proptest::collection::vec(prop::sample::select(vec![10u32, 11, 21, 254]), 200),
             seed in 1u64..,
         ) {
             let n = weights.len();
@@ -546,8 +668,12 @@ mod tests {
             prop_assert!(whole <= 4096.max(own));
             let mut gauges: Vec<Gauge> = jobs
                 .iter()
-                .map(|job| Gauge::new(job.slots() * (whole / own) as u32))
+                .zip(distances)
+                .map(|(job, distance)| {
+                    Gauge::new(job.slots() * (whole / own) as u32, distance, 10)
+                })
                 .collect();
+            Law::begin(&mut gauges);
             let mut law = Law::default();
             let mut random = Random(seed);
             let mut sums = vec![[0u64; CLASSES]; n];

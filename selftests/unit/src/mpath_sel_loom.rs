@@ -37,7 +37,7 @@ use loom::{
     },
     thread,
 };
-use rotation::{make_hops, make_schedule, select, share_out, Effort, Job};
+use rotation::{make_hops, make_schedule, select, share_out, Effort, Job, MAX_PATHS};
 
 /// A CPU's copy of a `PerCpuU32`. It is changed by this CPU's tasks and interrupts only, so threads
 /// that share one stand for tasks that preempt each other at any point.
@@ -81,13 +81,13 @@ impl Group {
     }
 
     fn in_service(&self, is_in_service: impl Fn(usize) -> bool) {
-        make_hops(&self.order, &self.hops, is_in_service);
+        make_hops(&self.order, &self.hops, 0, is_in_service);
     }
 
     fn select(&self, cpu: usize) -> Option<usize> {
         assert!(self.exists.get());
         let path = self.cursors[cpu].update(|cursor| select(&self.hops, cursor));
-        (path != usize::from(u16::MAX)).then_some(path)
+        (path < MAX_PATHS).then_some(path)
     }
 }
 

@@ -475,7 +475,7 @@ fn multipath(report: &mut Report, every: u32, selector: &str, paths: &[&str]) {
         }]
     };
     let equal = &table(&format!("{selector} 0"), &|_| "1".into());
-    let weighted = &table(&format!("{selector} 1 latency"), &|n| {
+    let weighted = &table(&format!("{selector} 2 latency nearest"), &|n| {
         format!("{}", 3 * n + 1)
     });
     let create = || control.create("fm");

@@ -663,7 +663,7 @@ impl Fuzzer {
                 self.problem(&format!("after {after}: status: {ours:?}, {theirs:?}"));
                 return;
             };
-            if table.has_latency {
+            if table.has_arguments {
                 continue;
             }
             let is_table = flags != 0;
