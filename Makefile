@@ -25,12 +25,15 @@ N ?= 100000
 WHAT ?= qos
 SEED ?=
 PROGRAM ?=
+# How long to soak, and how many rounds; none: any number.
+HOURS ?= 1
+ROUNDS ?= 0
 export KDIR KSRC V
 
 # $(call tools,GROUPS): the environment that scripts/tools.sh finds or installs.
 tools = set -aeo pipefail; tools=$$(scripts/tools.sh $(1)); eval "$$tools"; set +a
 
-.PHONY: help demo demo-stack check fuzz check-deb bench report modules kernel vm lint install in-tree deb clean \
+.PHONY: help demo demo-stack check fuzz soak check-deb bench report modules kernel vm lint install in-tree deb clean \
 	print-KDIR
 
 help: ## this list
@@ -39,7 +42,7 @@ help: ## this list
 	@echo
 	@echo 'Variables: KERNEL=stock[:NAME] (a distribution'"'"'s kernel: demo, check and vm without it),'
 	@echo 'release (built here: all others without it), checking or uml; T=PATTERN and PEER=c (check), B=NAME (bench),'
-	@echo 'N=OPERATIONS, SEED=, WHAT=qos or selector, PROGRAM=FILE (fuzz),'
+	@echo 'N=OPERATIONS, SEED=, WHAT=qos or selector, PROGRAM=FILE (fuzz), HOURS=, ROUNDS=, SEED= (soak),'
 	@echo 'KDIR=a built kernel of your own, or the headers of one, KSRC=a kernel source tree of your own,'
 	@echo 'RUSTC, LLVM (such as -22), BINDGEN, V=1, FERRULE_CACHE (source, kernels, tools; ~/.cache/ferrule),'
 	@echo 'FERRULE_MIRROR (of Debian). The names of stock kernels: scripts/config/stock.list'
@@ -63,6 +66,11 @@ fuzz: ## say anything to device mapper, N= times, from SEED=, about WHAT= (qos, 
 	@$(call tools,build vm test); export V; \
 	"$$VENV/bin/python3" scripts/fuzz.py --operations "$(N)" --what "$(WHAT)" \
 		$(if $(SEED),--seed "$(SEED)") $(if $(PROGRAM),--program "$(PROGRAM)")
+
+soak: ## everything that tests do by chance, for HOURS=, on KERNEL=uml or stock, from SEED=, ROUNDS=
+	@$(call tools,build $(if $(filter stock-%,$(KERNEL)),stock) vm test); export V; \
+	"$$VENV/bin/python3" scripts/soak.py --kernel "$(if $(all),uml,$(KERNEL))" --hours "$(HOURS)" \
+		--rounds "$(ROUNDS)" $(if $(SEED),--seed "$(SEED)")
 
 bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME
 	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \

@@ -562,7 +562,7 @@ def build(report: Report, kernel: str) -> pathlib.Path:
     status, _ = run_measured(report, f"modules {kernel}", command)
     if status:
         raise subprocess.CalledProcessError(status, command)
-    if kernel == "uml":
+    if kernel not in vm.ARM:
         build_programs()
     return pathlib.Path(kdir)
 

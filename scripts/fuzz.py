@@ -24,16 +24,11 @@ SCRIPTS = {"qos": "dm-qos/fuzz.sh", "selector": "mpath-sel/fuzz.sh"}
 SLOWEST = 50
 
 
-def run_round(
-    kdir: pathlib.Path, what: str, seed: int, operations: int, program: pathlib.Path | None
-) -> tuple[int, list[str]]:
-    """How many operations were done, and what was wrong."""
-    log = OUT / f"{what}-{seed}.log"
-    options = vm.Options(kernel="uml", kdir=kdir, memory="1G", log=log, udev=False)
-    mount = f"mkdir -p /mnt/fuzz && mount -t hostfs -o {OUT} none /mnt/fuzz"
-    settings = f"SEED={seed} OPERATIONS={operations} PROGRAM=/mnt/fuzz/{what}-{seed}.program"
-    if program:
-        settings += f" REPEAT={program.resolve()}"
+def run_script(
+    kernel: str, kdir: pathlib.Path, command: str, log: pathlib.Path, timeout: float
+) -> tuple[list[str], list[str]]:
+    """A command in a guest of its own. What it says, and what was wrong."""
+    options = vm.Options(kernel=kernel, kdir=kdir, memory="1G", log=log, udev=False)
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -44,16 +39,31 @@ def run_round(
     try:
         with vm.Guest(options) as guest:
             booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
-            guest.check(mount)
-            script = check.SELFTESTS / SCRIPTS[what]
-            timeout = 300 + operations / SLOWEST
-            status, _ = guest.run(f"{settings} bash {script}", timeout, say)
+            status, _ = guest.run(command, timeout, say)
             if status:
-                problems.append("the fuzzer found something, see above")
+                problems.append("it found something, see above")
             problems += guest.check_log()
             problems += check.find_leaks(guest, booted)
     except vm.GuestError as error:
         problems.append(str(error))
+    return lines, problems
+
+
+def run_round(
+    kdir: pathlib.Path, what: str, seed: int, operations: int, program: pathlib.Path | None
+) -> tuple[int, list[str]]:
+    """How many operations were done, and what was wrong."""
+    mount = f"mkdir -p /mnt/fuzz && mount -t hostfs -o {OUT} none /mnt/fuzz"
+    settings = f"SEED={seed} OPERATIONS={operations} PROGRAM=/mnt/fuzz/{what}-{seed}.program"
+    if program:
+        settings += f" REPEAT={program.resolve()}"
+    lines, problems = run_script(
+        "uml",
+        kdir,
+        f"{mount} && {settings} bash {check.SELFTESTS / SCRIPTS[what]}",
+        OUT / f"{what}-{seed}.log",
+        300 + operations / SLOWEST,
+    )
     done = [int(found[1]) for line in lines if (found := re.search(r"(\d+) operations in", line))]
     return (done[-1] if done else 0), problems
 

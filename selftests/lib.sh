@@ -90,6 +90,12 @@ pause() {
 	return 0
 }
 
+# any WORD...: one of them, by chance, as ANY. RANDOM=SEED first decides which.
+any() {
+	shift $((RANDOM % $#))
+	ANY=$1
+}
+
 # wait_for SECONDS COMMAND...: until the command succeeds.
 wait_for() {
 	local deadline=$((SECONDS + $1))

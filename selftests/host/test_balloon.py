@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The balloon driver with a real device, QEMU's, whose other side is driven over QMP."""
 
+import os
 import random
 import re
 import time
@@ -8,6 +9,10 @@ import time
 import pytest
 import vm
 from balloonguest import DEVICE, LOAD, LOWEST, MEMORY, MIB, SHARED, SLACK, UNBOUND, driven
+
+# How often up and down, and which sizes. More of it for those who ask.
+SWINGS = int(os.environ.get("SWINGS", "20"))
+SEED = int(os.environ.get("SEED", "2"))
 
 
 @pytest.fixture(name="guest", scope=SHARED)
@@ -18,11 +23,11 @@ def guest_fixture(boot_for_module):
 
 
 def test_reaches_each_size_exactly_and_returns_all_memory(balloon):
-    """20 times up and down."""
-    rng = random.Random(2)
+    """Up and down."""
+    rng = random.Random(SEED)
     before = balloon.counters()
     taken = 0
-    for _ in range(20):
+    for _ in range(SWINGS):
         size = rng.randrange(MEMORY * 3 // 4, MEMORY)
         balloon.resize(size)
         assert balloon.counters()["MemTotal"] == balloon.total - (MEMORY - size) * 1024

@@ -8,6 +8,7 @@ to unload the driver and to have all its memory back, with nothing in it overwri
 
 import contextlib
 import os
+import random
 import re
 import subprocess
 import time
@@ -35,6 +36,9 @@ DATA = (
 # Of random hosts. More of it for those who ask.
 SEEDS = [int(seed) for seed in os.environ.get("FUZZ_SEEDS", "1").split()]
 MESSAGES = int(os.environ.get("FUZZ_MESSAGES", "3000"))
+# How often up and down, and to which sizes.
+SWINGS = int(os.environ.get("SWINGS", "20"))
+SEED = int(os.environ.get("SEED", "1"))
 # Of the allocations that are to fail one after the other, every so many.
 EVERY = int(os.environ.get("FAULTS_EVERY", "7"))
 
@@ -209,6 +213,22 @@ def test_a_target_beyond_memory(plug):
     device.wait_for(lambda: spare in device.sh("dmesg | tail -n 3"), 60, spare)
     assert device.counters()["MemAvailable"] > 16 * 1024
     device.wait_for(lambda: device.actual() == device.pages(), 60, "rest")
+    device.resize(0)
+    recover(device)
+
+
+@pytest.mark.parametrize("bits", [STATS, STATS | HINT | REPORTING], ids=hex)
+def test_swings(plug, bits):
+    """Up and down by chance, and not always to the end; then all accounts are right."""
+    rng = random.Random(SEED)
+    device = plug(*features(bits))
+    for _ in range(SWINGS):
+        size = rng.randrange(120)
+        if rng.randrange(3):
+            device.resize(size)
+        else:
+            device.ask(size)
+            time.sleep(rng.random() / 20)
     device.resize(0)
     recover(device)
 

@@ -6,6 +6,8 @@
 //! verify [--no-errors] DEVICE SECONDS SEED [THREADS]
 //! ```
 //!
+//! For `-` seconds, until standard input ends.
+//!
 //! A write that failed has been done, or has not, block by block; a write that succeeded has been done; a read
 //! that succeeded finds what was written. Prints how many of each there were, and where something
 //! else was found. I/O errors are as they should be, unless told otherwise.
@@ -21,8 +23,13 @@ use std::{
     collections::BTreeMap,
     env,
     fs::File,
+    io,
     os::fd::AsRawFd,
     process::ExitCode,
+    sync::atomic::{
+        AtomicBool,
+        Ordering::Relaxed, //
+    },
     thread,
     time::{
         Duration,
@@ -150,8 +157,8 @@ impl Region {
         done == (count * BLOCK) as isize
     }
 
-    fn run(&mut self, until: Instant) {
-        while Instant::now() < until && self.wrong == 0 {
+    fn run(&mut self, goes_on: impl Fn() -> bool) {
+        while goes_on() && self.wrong == 0 {
             let count = self.rng.usize(1..=MOST);
             let block = self.rng.usize(0..=BLOCKS - count);
             if self.rng.bool() {
@@ -181,16 +188,34 @@ fn main() -> ExitCode {
     let [path, seconds, seed, ..] = &words[..] else {
         panic!("verify [--no-errors] DEVICE SECONDS SEED [THREADS]");
     };
-    let seconds = Duration::from_secs(seconds.parse().expect("seconds"));
+    let until = match seconds.as_str() {
+        "-" => None,
+        seconds => {
+            let seconds = Duration::from_secs(seconds.parse().expect("seconds"));
+            Some(Instant::now() + seconds)
+        }
+    };
     let seed = seed.parse().expect("a seed");
     let threads: usize = words.get(3).map_or(4, |n| n.parse().expect("threads"));
-    let until = Instant::now() + seconds;
+    let input_ended = AtomicBool::new(false);
+    let goes_on = || match until {
+        Some(until) => Instant::now() < until,
+        None => !input_ended.load(Relaxed),
+    };
     let regions: Vec<Region> = thread::scope(|scope| {
+        if until.is_none() {
+            scope.spawn(|| {
+                // Whatever it is.
+                let _ = io::copy(&mut io::stdin(), &mut io::sink());
+                input_ended.store(true, Relaxed);
+            });
+        }
+        let goes_on = &goes_on;
         let threads: Vec<_> = (0..threads)
             .map(|number| {
                 scope.spawn(move || {
                     let mut region = Region::new(path, number, seed);
-                    region.run(until);
+                    region.run(goes_on);
                     region.check();
                     region
                 })
