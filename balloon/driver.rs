@@ -223,7 +223,7 @@ impl Data {
         };
         // A host that fills memory when it comes back does not discard it. One that has to be told
         // before a page is used again has to be told of each, as it was of none.
-        let takes_blocks = parameter(&module_parameters::blocks)
+        let takes_blocks = parameter(&module_parameters::blocks) != 0
             && poison.unwrap_or(0) == 0
             && !features.has(Feature::MustTellHost);
         let may_shrink = features.has(Feature::DeflateOnOom);

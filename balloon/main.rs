@@ -42,9 +42,9 @@ ferrule::module_virtio_driver! {
     description: "Virtio memory balloon driver",
     license: "GPL",
     params: {
-        blocks: bool {
-            default: true,
-            description: "Take memory in blocks through the reporting queue, where the host has one (N: single pages through the inflate queue only, as the virtio specification has it)",
+        blocks: u8 {
+            default: 1,
+            description: "Take memory in blocks through the reporting queue, where the host has one (0: single pages through the inflate queue only, as the virtio specification has it)",
         },
         min_available_mb: u32 {
             default: 0,

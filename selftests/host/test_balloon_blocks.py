@@ -91,8 +91,8 @@ def test_blocks_go_without_page_frame_numbers(balloon):
 
 
 def test_without_blocks_all_goes_by_the_page(balloon):
-    """`blocks=N`. Free pages are reported all the same."""
-    balloon.reload("blocks=N")
+    """`blocks=0`. Free pages are reported all the same."""
+    balloon.reload("blocks=0")
     features = balloon.sh(f"cat /sys/bus/virtio/devices/{balloon.device()}/features")
     assert features[5] == "1"
     balloon.resize(MEMORY // 2)

@@ -357,10 +357,10 @@ def test_a_host_that_discards_what_is_hinted(plug, bits):
 
 @pytest.mark.parametrize("driver", ["c", "rs"])
 def test_by_the_specification(guest, driver):
-    """With `blocks=N` as with the C driver, also on a host that offers reporting: what is in the
+    """With `blocks=0` as with the C driver, also on a host that offers reporting: what is in the
     balloon came by the inflate queue and goes by the deflate queue."""
     c = "modprobe virtio_balloon"
-    rs = 'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" blocks=N'
+    rs = 'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" blocks=0'
     guest.check({"c": c, "rs": rs}[driver])
     total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
     device = Device(guest, Host(*features(STATS | REPORTING), "--do", "strict"), total)
@@ -636,7 +636,7 @@ def test_a_random_host(plug, seed):
     """All of it at random: what a host decides is repeated by its seed."""
     device = plug("--case", "random", "--seed", str(seed), "--messages", str(MESSAGES))
     if seed % 4 == 0:
-        device.reload("blocks=N")
+        device.reload("blocks=0")
     deadline = time.monotonic() + 180 + MESSAGES
     while True:
         assert time.monotonic() < deadline, device.host.state()
