@@ -69,8 +69,8 @@ build=$(FERRULE_SUITE=$suite "$FERRULE_ROOT/scripts/headers.sh" \
 	"$kernels/$version/usr/src/linux-headers-$version" "stock-$name")
 
 # Options of the kernel's own source that the distribution leaves out: the file system through which
-# a guest has its root, and a target that tests need.
-EXTRA=(NET_9P NET_9P_VIRTIO 9P_FS DM_DUST)
+# a guest has its root, and a target and a disk that tests need.
+EXTRA=(NET_9P NET_9P_VIRTIO 9P_FS DM_DUST SCSI_DEBUG)
 
 build_extra() {
 	local extra="$build/extra" option words flags='' source
@@ -83,7 +83,7 @@ build_extra() {
 		}
 	done
 	rm -rf "$extra"
-	mkdir -p "$extra/dm"
+	mkdir -p "$extra/dm" "$extra/scsi"
 	[ -n "$flags" ] || return 0
 	say "building what $version leaves out and tests need:${flags//-DCONFIG_/ }"
 	cp -r "$source/net/9p" "$extra/net"
@@ -91,8 +91,13 @@ build_extra() {
 	cp "$source/drivers/md/dm-dust.c" "$extra/dm"
 	# shellcheck disable=SC2016 # for make
 	echo 'obj-$(CONFIG_DM_DUST) += dm-dust.o' >"$extra/dm/Kbuild"
+	# Its headers are private to that folder.
+	cp "$source"/drivers/scsi/{scsi_debug.c,*.h} "$extra/scsi"
 	# shellcheck disable=SC2016
-	printf 'obj-$(CONFIG_%s) += %s/\n' NET_9P net 9P_FS fs DM_DUST dm >"$extra/Kbuild"
+	echo 'obj-$(CONFIG_SCSI_DEBUG) += scsi_debug.o' >"$extra/scsi/Kbuild"
+	# shellcheck disable=SC2016
+	printf 'obj-$(CONFIG_%s) += %s/\n' NET_9P net 9P_FS fs DM_DUST dm SCSI_DEBUG scsi \
+		>"$extra/Kbuild"
 	in_root "$(<"$build/ferrule.root")" make -C "$build" -j"$(nproc)" M="$extra" "${words[@]}" \
 		KCFLAGS="$flags -g0" -s modules >"$build/extra.log" 2>&1 ||
 		die "cannot build modules of $version: $(tail -n 3 "$build/extra.log")"
@@ -142,12 +147,16 @@ if [ "$arch" != "$(dpkg --print-architecture)" ]; then
 	lock_cache "guest $arch"
 	guest_root
 fi
-if [ ! -e "$build/.complete" ]; then
+is_complete() {
+	[ -e "$build/.complete" ] && [ "$(<"$build/.complete")" = "${EXTRA[*]}" ]
+}
+
+if ! is_complete; then
 	lock_cache "stock-$name"
-	if [ ! -e "$build/.complete" ]; then
+	if ! is_complete; then
 		build_extra
 		lay_out
-		touch "$build/.complete"
+		echo "${EXTRA[*]}" >"$build/.complete"
 	fi
 fi
 echo "$build"

@@ -34,17 +34,21 @@ order_is_kept_within_a_direction() {
 }
 
 an_io_counts_as_often_as_the_device_gets_it() {
-	make_disk small max_sectors=8
+	local page
+	# No disk takes less at once.
+	page=$(getconf PAGESIZE)
+	make_disk small max_sectors=$((page / 512))
 	make_qos q small
 	dd if=/dev/zero of=/dev/mapper/q bs=1M count=1 oflag=direct status=none
-	check "1 MiB in pieces of 4 KiB" \
-		[ "$(fields q write_ios write_bytes | xargs)" = "256 1048576" ]
+	check "1 MiB in pieces of a page" \
+		[ "$(fields q write_ios write_bytes | xargs)" = "$((1048576 / page)) 1048576" ]
 	dmsetup message q 0 reset
-	dd if=/dev/mapper/q of=/dev/null bs=6k count=1 iflag=direct status=none
-	check "6 KiB" [ "$(fields q read_ios read_bytes | xargs)" = "2 6144" ]
+	dd if=/dev/mapper/q of=/dev/null bs=$((page * 3 / 2)) count=1 iflag=direct status=none
+	check "a page and a half" \
+		[ "$(fields q read_ios read_bytes | xargs)" = "2 $((page * 3 / 2))" ]
 	dmsetup message q 0 reset
 	dmsetup message q 0 set write_iops 1 burst_ms 0
-	io_starts q write 2 --bs=64k
+	io_starts q write 2 --bs=$((16 * page))
 	# The second one waits for 16.
 	check "it pays for all of them" held q write 1
 	sleep 3
