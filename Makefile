@@ -72,10 +72,10 @@ soak: ## everything that tests do by chance, for HOURS=, on KERNEL=uml or stock,
 	"$$VENV/bin/python3" scripts/soak.py --kernel "$(if $(all),uml,$(KERNEL))" --hours "$(HOURS)" \
 		--rounds "$(ROUNDS)" $(if $(SEED),--seed "$(SEED)")
 
-bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME
-	@$(call tools,build vm test); kdir=$$(scripts/kernel.sh release); \
-	scripts/modules.sh "$$kdir" out/modules/release; \
-	"$$VENV/bin/python3" scripts/bench.py --kdir "$$kdir" $(B)
+bench: ## benchmarks against the C peers, and out/report.html; or only B=NAME; on KERNEL=
+	@$(call tools,$(sort build $(build)) vm test); kdir=$$(scripts/kernel.sh "$(KERNEL)"); \
+	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
+	FERRULE_HOST_KERNEL="$(KERNEL)" "$$VENV/bin/python3" scripts/bench.py --kdir "$$kdir" $(B)
 
 report: ## out/report.html again, from what lies in out/bench/
 	@$(call tools,); "$$VENV/bin/python3" scripts/report.py
