@@ -96,6 +96,11 @@ class Balloon:
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
             time.sleep(0.05)
 
+    def report_after(self, ms: int) -> None:
+        """Have free pages reported after so long, rather than two seconds. Linux 7.2 cannot."""
+        parameter = "/sys/module/page_reporting/parameters/page_reporting_delay_ms"
+        self.sh(f"[ ! -e {parameter} ] || echo {ms} >{parameter}")
+
     def counters(self) -> dict[str, int]:
         """/proc/meminfo, in KiB, and /proc/vmstat, up to date."""
         lines = self.sh(

@@ -115,7 +115,7 @@ def test_the_host_gets_the_memory(balloon):
 
 def test_what_is_freed_is_reported(balloon):
     """QEMU's resident memory falls without the balloon."""
-    balloon.sh("echo 100 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
+    balloon.report_after(100)
     use(balloon, 600)
     used = balloon.guest.resident_mib()
     free(balloon)
@@ -127,7 +127,7 @@ def test_what_is_freed_is_reported(balloon):
 
 def test_reports_and_blocks_share_the_queue(balloon):
     """The balloon moves while the guest frees memory; then all sizes are exact."""
-    balloon.sh("echo 1 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
+    balloon.report_after(1)
     rng = random.Random(3)
     for _ in range(10):
         balloon.ask(rng.randrange(MEMORY // 2, MEMORY))

@@ -51,7 +51,7 @@ def test_negotiates_what_keeps_memory_as_it_was_filled(guest, plug, has_poison):
     # Without it the host cannot know, so it must not discard what is free.
     assert features[POISON] == features[REPORTING] == str(int(has_poison))
     if has_poison:
-        guest.sh("echo 10 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
+        guest.report_after(10)
     use_all_memory(guest)
     guest.resize(MEMORY // 2)
     if not vm.PEER:

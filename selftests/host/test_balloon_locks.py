@@ -28,7 +28,7 @@ def guest_fixture():
         guest = boot(qemu_opts=options, memory=MEMORY, cpus=2)
         guest.load()
         # Page reporting does not wait for long.
-        guest.sh("echo 100 >/sys/module/page_reporting/parameters/page_reporting_delay_ms")
+        guest.report_after(100)
         yield guest
         guest.sh(f"rmmod {vm.BALLOON}")
 
