@@ -159,6 +159,7 @@ struct Watch {
 }
 
 /// The paths as the CPUs of one section find them.
+#[derive(Default)]
 struct Side {
     law: Law,
     gauges: KVVec<Gauge>,
@@ -278,14 +279,12 @@ impl Group {
         for slot in 0..whole {
             this.hops.push(rotation::no_hop(slot), GFP_KERNEL)?;
         }
-        let views = &*this.views;
-        this.cursors.set_each(|cpu| {
-            let place = views.iter().enumerate().find_map(|(section, view)| {
-                let nth = view.cpus.iter().position(|&other| other == cpu)?;
-                Some((section * slots) as u32 + rotation::first_slot(nth as u32, slots))
-            });
-            place.unwrap_or(0)
-        });
+        for (section, view) in this.views.iter().enumerate() {
+            for (nth, &cpu) in view.cpus.iter().enumerate() {
+                let first = rotation::first_slot(nth as u32, slots);
+                this.cursors.set(cpu, (section * slots) as u32 + first);
+            }
+        }
 
         let is_made = paths <= rotation::MAX_EAGER;
         if is_made {
@@ -320,9 +319,12 @@ impl Group {
                 true => None,
                 false => rotation::nearest(&view.distances, |path| self.is_in_service(path)),
             };
+            let is_near = |path| match (farthest, view.distances.get(path)) {
+                (Some(farthest), Some(&distance)) => distance <= farthest,
+                _ => true,
+            };
             rotation::make_hops(order, hops, begin, |path| {
-                self.is_in_service(path)
-                    && farthest.is_none_or(|farthest| view.distances[path] <= farthest)
+                self.is_in_service(path) && is_near(path)
             });
         }
     }
@@ -406,17 +408,19 @@ impl Watch {
             GFP_KERNEL,
         )?;
         self.paths.push(meter.clone(), GFP_KERNEL)?;
-        self.sides.clear();
-        for (view, jobs) in views.iter().zip(jobs.chunks_exact_mut(self.paths.len())) {
-            let mut gauges = KVVec::with_capacity(jobs.len(), GFP_KERNEL)?;
-            for (job, &distance) in jobs.iter().zip(&view.distances) {
-                let gauge = Gauge::new(job.slots(), distance, view.nearest());
-                gauges.push(gauge, GFP_KERNEL)?;
+        while self.sides.len() < views.len() {
+            self.sides.push(Side::default(), GFP_KERNEL)?;
+        }
+        let each = jobs.chunks_exact_mut(self.paths.len());
+        for ((side, view), jobs) in self.sides.iter_mut().zip(views).zip(each) {
+            side.gauges.push(Gauge::default(), GFP_KERNEL)?;
+            let nearest = view.nearest();
+            for ((gauge, job), &distance) in side.gauges.iter_mut().zip(&*jobs).zip(&view.distances)
+            {
+                gauge.begin(job.slots(), distance, nearest);
             }
-            Law::begin(&mut gauges);
-            rotation::set_slots(jobs, gauges.iter().map(Gauge::slots));
-            let law = Law::default();
-            self.sides.push(Side { law, gauges }, GFP_KERNEL)?;
+            Law::begin(&mut side.gauges);
+            rotation::set_slots(jobs, side.gauges.iter().map(Gauge::slots));
         }
         self.order = KVVec::from_elem(0u16, slots * views.len(), GFP_KERNEL)?;
         self.jobs = KVVec::from_elem(Job::default(), jobs.len(), GFP_KERNEL)?;

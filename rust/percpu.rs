@@ -19,7 +19,7 @@
 //! | [`PerCpuCounters::sum`] | `for_each_possible_cpu(cpu) sum += *per_cpu_ptr(p, cpu)` |
 //! | [`PerCpuCounters::of_cpu`] | `READ_ONCE(*per_cpu_ptr(p, cpu))` |
 //! | [`PerCpuU32::new`], drop | `alloc_percpu()`, `free_percpu()` |
-//! | [`PerCpuU32::set_each`] | `for_each_possible_cpu(cpu) *per_cpu_ptr(p, cpu) = value` |
+//! | [`PerCpuU32::set`] | `*per_cpu_ptr(p, cpu) = value` |
 //! | [`PerCpuU32::update`] | `this_cpu_read()`, `this_cpu_try_cmpxchg()` |
 //!
 //! The copies are those of the possible CPUs, so CPUs may come and go at any time.
@@ -159,15 +159,13 @@ impl PerCpuU32 {
         })
     }
 
-    /// Gives each possible CPU, online or not, the number `value(cpu)`.
-    pub fn set_each(&mut self, mut value: impl FnMut(u32) -> u32) {
-        for cpu in 0..nr_cpu_ids() {
-            // SAFETY: By the type invariants it is our per-CPU word.
-            let word = unsafe { bindings::ferrule_per_cpu_ptr_u32(self.word.as_ptr(), cpu) };
-            if !word.is_null() {
-                // SAFETY: It is that CPU's copy, and as we have `self` alone nobody accesses it.
-                unsafe { *word = value(cpu) };
-            }
+    /// Gives a CPU a number. Nothing happens if it is no possible one.
+    pub fn set(&mut self, cpu: u32, value: u32) {
+        // SAFETY: By the type invariants it is our per-CPU word.
+        let word = unsafe { bindings::ferrule_per_cpu_ptr_u32(self.word.as_ptr(), cpu) };
+        if !word.is_null() {
+            // SAFETY: It is that CPU's copy, and as we have `self` alone nobody accesses it.
+            unsafe { *word = value };
         }
     }
 
@@ -227,7 +225,8 @@ mod tests {
     fn each_cpu_has_a_number_of_its_own() -> Result {
         let mut numbers = PerCpuU32::new()?;
         assert_eq!(numbers.update(|old| (old, old)), 0);
-        numbers.set_each(|cpu| 1000 * (cpu + 1));
+        (0..nr_cpu_ids()).for_each(|cpu| numbers.set(cpu, 1000 * (cpu + 1)));
+        numbers.set(nr_cpu_ids(), 1);
         // That of some CPU: the task may move at any time.
         let before = numbers.update(|old| (old + 1, old));
         assert_eq!(before % 1000, 0);
@@ -240,7 +239,7 @@ mod tests {
         let mut numbers = PerCpuU32::new()?;
         // When the task moves to another CPU in between, there is nothing to overtake there.
         for _ in 0..1000 {
-            numbers.set_each(|_| 0);
+            (0..nr_cpu_ids()).for_each(|cpu| numbers.set(cpu, 0));
             let mut calls = 0;
             let seen = numbers.update(|old| {
                 calls += 1;

@@ -173,16 +173,15 @@ pub(crate) struct Gauge {
 }
 
 impl Gauge {
-    /// A path that has `own` slots by its own weight, and is so far where the nearest one is at
-    /// `nearest`.
-    pub(crate) fn new(own: u32, distance: u32, nearest: u32) -> Self {
+    /// The path has `own` slots by its own weight, and is so far where the nearest one is at
+    /// `nearest`. Nothing was measured yet.
+    pub(crate) fn begin(&mut self, own: u32, distance: u32, nearest: u32) {
         let detour = u64::from(distance) * ONE / u64::from(nearest.max(1));
-        Self {
-            own,
-            detour: detour.clamp(ONE, MAX_DETOUR) as u32,
-            slots: own,
-            ..Self::default()
-        }
+        self.own = own;
+        self.detour = detour.clamp(ONE, MAX_DETOUR) as u32;
+        self.slots = own;
+        self.lowered = 0;
+        self.step = 0;
     }
 
     /// The slots that it has.

@@ -59,6 +59,12 @@ mod tests {
         }
     }
 
+    fn new_gauge(own: u32, distance: u32, nearest: u32) -> Gauge {
+        let mut gauge = Gauge::default();
+        gauge.begin(own, distance, nearest);
+        gauge
+    }
+
     /// When an I/O ends, on which path and CPU, when it began, its bytes.
     type Event = (u64, usize, usize, u64, usize);
 
@@ -108,7 +114,7 @@ mod tests {
                 .iter()
                 .zip(distances)
                 .map(|(job, &distance)| {
-                    Gauge::new(job.slots() * (whole / own) as u32, distance, nearest)
+                    new_gauge(job.slots() * (whole / own) as u32, distance, nearest)
                 })
                 .collect();
             Law::begin(&mut gauges);
@@ -580,7 +586,7 @@ mod tests {
         assert!((group.percent(0) - 50.0).abs() < 3.0);
 
         // As decisions: the same times by class, in other numbers.
-        let mut gauges = [Gauge::new(512, 10, 10), Gauge::new(512, 10, 10)];
+        let mut gauges = [new_gauge(512, 10, 10), new_gauge(512, 10, 10)];
         let mut law = Law::default();
         let mut sums = [[0u64; CLASSES]; 2];
         for _ in 0..20 {
@@ -670,7 +676,7 @@ mod tests {
                 .iter()
                 .zip(distances)
                 .map(|(job, distance)| {
-                    Gauge::new(job.slots() * (whole / own) as u32, distance, 10)
+                    new_gauge(job.slots() * (whole / own) as u32, distance, 10)
                 })
                 .collect();
             Law::begin(&mut gauges);
