@@ -31,10 +31,7 @@
 
 use crate::bindings;
 use core::ptr::NonNull;
-use kernel::{
-    cpu::nr_cpu_ids,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 /// `N` counters per CPU, zero at first. They wrap around.
 ///
@@ -203,6 +200,7 @@ impl Drop for PerCpuU32 {
 #[kernel::macros::kunit_tests(ferrule_percpu)]
 mod tests {
     use super::*;
+    use kernel::cpu::nr_cpu_ids;
 
     #[test]
     fn counters_add_up_and_do_not_mix() -> Result {

@@ -93,6 +93,7 @@ pause() {
 # any WORD...: one of them, by chance, as ANY. RANDOM=SEED first decides which.
 any() {
 	shift $((RANDOM % $#))
+	# shellcheck disable=SC2034 # for those who source this
 	ANY=$1
 }
 

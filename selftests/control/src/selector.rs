@@ -68,7 +68,12 @@ pub fn table(rng: &mut Rng) -> Table {
             0 => pick(rng, &["1 x", "2 some thing", "1 1", "9 x", "x", "-1", "1"]),
             1 => pick(
                 rng,
-                &["1 latency", "2 x latency", "1 nearest", "3 nearest x latency"],
+                &[
+                    "1 latency",
+                    "2 x latency",
+                    "1 nearest",
+                    "3 nearest x latency",
+                ],
             ),
             _ => "0",
         };
