@@ -26,7 +26,7 @@ class Lab:
         # goes; dmsetup makes the nodes.
         self.shell(
             "udevadm control --exit 2>/dev/null\n"
-            "modprobe null_blk nr_devices=0 || exit\n"
+            "modprobe dm-mod && modprobe null_blk nr_devices=0 || exit\n"
             "insmod $FERRULE_MODULES/dm-qos/dm-qos.ko || exit\n"
             "echo +io >/sys/fs/cgroup/cgroup.subtree_control\n"
         )

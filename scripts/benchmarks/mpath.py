@@ -22,6 +22,13 @@ MODULES = {
     PEER: "dm-round-robin.ko",
 }
 PATHS = (2, 4, 16, 64)
+# What looks at more than whose turn it is: by what it is called here, its words in a table.
+LATENCY, NEAREST, SERVICE_TIME = "latency", "nearest", "service-time"
+LOOKS = {
+    LATENCY: f"{OURS} 1 latency",
+    NEAREST: f"{OURS} 1 nearest",
+    SERVICE_TIME: "service-time 0",
+}
 # The longest schedule that two paths can have.
 LONGEST = "2048 2047"
 
@@ -60,18 +67,20 @@ def run(results: Results) -> None:
 def per_io(results: Results, lab: Lab) -> None:
     """Instructions from submission to completion of a read, as fio sees it in its own clock."""
     lab.shell(
-        f"modprobe -a dm-multipath dm-round-robin && insmod $FERRULE_MODULES/{MODULES[FIRST]} && "
-        f"insmod $FERRULE_MODULES/{MODULES[OURS]}"
+        "modprobe -a dm-multipath dm-round-robin dm-service-time &&"
+        f" insmod $FERRULE_MODULES/{MODULES[FIRST]} &&"
+        f" insmod $FERRULE_MODULES/{MODULES[OURS]}"
     )
     disks = [lab.disk(f"path{number}") for number in range(max(PATHS))]
     sectors = lab.sectors(disks[0])
     found = {}
     for paths in PATHS:
         arguments = " ".join(f"{disk} 1" for disk in disks[:paths])
-        for name in MODULES:
+        for name in (*MODULES, *LOOKS):
+            selector = LOOKS.get(name, f"{name} 0")
             found[name, paths] = lab.device(
                 f"{name}-{paths}",
-                f"0 {sectors} multipath 2 queue_mode bio 0 1 1 {name} 0 {paths} 1 {arguments}",
+                f"0 {sectors} multipath 2 queue_mode bio 0 1 1 {selector} {paths} 1 {arguments}",
             )
     seen = {device: [] for device in found}
     for turn in range(ROUNDS + 1):
@@ -109,6 +118,19 @@ def per_io(results: Results, lab: Lab) -> None:
             goal=Goal("ratio", "<=", 0.7),
             note=HALF,
         )
+        for name, peer_name, most in (
+            (LATENCY, SERVICE_TIME, 1),
+            (NEAREST, OURS, 1.02),
+        ):
+            results.add(
+                f"of which the selector with {name}, {paths} paths",
+                "instructions",
+                less(samples[name, paths], base),
+                peer=less(samples[peer_name, paths], base),
+                peer_name=peer_name,
+                goal=Goal("ratio", "<=", most),
+                note=HALF,
+            )
     results.series(
         "The selector's part of a read, by the number of paths",
         "paths",
