@@ -84,8 +84,8 @@ SHORT = {
 }
 # Host-driven tests of which the kernel is user-mode Linux, whatever the others run on.
 ON_UML = {"test_balloon_vhost", "test_check_guests", "test_in_tree"}
-# Host-driven tests that need the build of the custom kernel.
-OF_BUILD = {"test_headers_shipped"}
+# Host-driven tests that boot none.
+ON_NONE = {"test_headers_shipped"}
 # Host-driven tests that begin first, so that none of them is left alone in the end.
 LONGEST = (
     "test_stack",
@@ -673,10 +673,9 @@ class Chosen:
         elif kernel == "checking":
             files = [path for path in host if path.stem in CHECKED]
         elif whole:
-            left_out = SLOW | (OF_BUILD if kernel in vm.STOCK else set())
-            files = [path for path in (*host, *tools) if path.stem not in left_out]
+            files = [path for path in (*host, *tools) if path.stem not in SLOW]
         else:
-            files = [path for path in host if path.stem not in ON_UML | OF_BUILD | SLOW]
+            files = [path for path in host if path.stem not in ON_UML | ON_NONE | SLOW]
             # Compilers differ in what they refuse, and in how they say so.
             files += [path for path in tools if path.stem == "test_rules"]
         if PEER:
@@ -690,7 +689,8 @@ class Chosen:
 
     def needs_kernel(self) -> bool:
         """Most tests of the host's tools need none, and some have user-mode Linux."""
-        stems = {path.stem for path in self.files if path.parent.name == "host"} - ON_UML
+        stems = {path.stem for path in self.files if path.parent.name == "host"}
+        stems -= ON_UML | ON_NONE
         return bool(self.scripts or stems or "test_rules" in [path.stem for path in self.files])
 
     def queue(self, report: Report) -> Queue:
