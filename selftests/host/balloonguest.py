@@ -26,6 +26,12 @@ if vm.PEER:
 SLACK = 24
 
 
+def report_after(guest, ms: int) -> None:
+    """Have free pages reported after so long, rather than two seconds. Linux 7.2 cannot."""
+    parameter = "/sys/module/page_reporting/parameters/page_reporting_delay_ms"
+    guest.sh(f"[ ! -e {parameter} ] || echo {ms} >{parameter}")
+
+
 class Balloon:
     """A guest with a balloon device, seen from both sides."""
 
@@ -95,11 +101,6 @@ class Balloon:
         while not condition():
             assert time.monotonic() < deadline, f"{what}: not within {timeout} s"
             time.sleep(0.05)
-
-    def report_after(self, ms: int) -> None:
-        """Have free pages reported after so long, rather than two seconds. Linux 7.2 cannot."""
-        parameter = "/sys/module/page_reporting/parameters/page_reporting_delay_ms"
-        self.sh(f"[ ! -e {parameter} ] || echo {ms} >{parameter}")
 
     def counters(self) -> dict[str, int]:
         """/proc/meminfo, in KiB, and /proc/vmstat, up to date."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import vm
-from balloonguest import DEVICE, LOWEST, MEMORY, MIB, SHARED, driven
+from balloonguest import DEVICE, LOWEST, MEMORY, MIB, SHARED, driven, report_after
 
 
 @pytest.fixture(name="guest", scope=SHARED)
@@ -115,7 +115,7 @@ def test_the_host_gets_the_memory(balloon):
 
 def test_what_is_freed_is_reported(balloon):
     """QEMU's resident memory falls without the balloon."""
-    balloon.report_after(100)
+    report_after(balloon, 100)
     use(balloon, 600)
     used = balloon.guest.resident_mib()
     free(balloon)
@@ -127,7 +127,7 @@ def test_what_is_freed_is_reported(balloon):
 
 def test_reports_and_blocks_share_the_queue(balloon):
     """The balloon moves while the guest frees memory; then all sizes are exact."""
-    balloon.report_after(1)
+    report_after(balloon, 1)
     rng = random.Random(3)
     for _ in range(10):
         balloon.ask(rng.randrange(MEMORY // 2, MEMORY))

@@ -3,6 +3,7 @@
 
 import pytest
 import vm
+from balloonguest import report_after
 from smallguest import PORT, small_guests
 
 MEMORY = 512
@@ -51,7 +52,7 @@ def test_negotiates_what_keeps_memory_as_it_was_filled(guest, plug, has_poison):
     # Without it the host cannot know, so it must not discard what is free.
     assert features[POISON] == features[REPORTING] == str(int(has_poison))
     if has_poison:
-        guest.report_after(10)
+        report_after(guest, 10)
     use_all_memory(guest)
     guest.resize(MEMORY // 2)
     if not vm.PEER:

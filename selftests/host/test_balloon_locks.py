@@ -8,7 +8,7 @@ import time
 
 import pytest
 import vm
-from balloonguest import SHARED
+from balloonguest import SHARED, report_after
 from smallguest import MIB, PORT, small_guests
 
 MEMORY = 768
@@ -28,7 +28,7 @@ def guest_fixture():
         guest = boot(qemu_opts=options, memory=MEMORY, cpus=2)
         guest.load()
         # Page reporting does not wait for long.
-        guest.report_after(100)
+        report_after(guest, 100)
         yield guest
         guest.sh(f"rmmod {vm.BALLOON}")
 

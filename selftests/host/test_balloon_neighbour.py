@@ -132,9 +132,10 @@ def test_huge_pages_are_left_when_memory_was_in_pieces(balloon):
         for driver, those in found.items():
             with using(balloon, driver):
                 those.append(huge_after_fragmentation(balloon))
-    # What is in pieces for other reasons differs from time to time.
+    # What is in pieces for other reasons differs from time to time, by a third between two runs
+    # with the same driver. (Blocks that cannot be moved left a hundredth.)
     (theirs, most), (ours, unmovable) = (map(sum, zip(*found[d], strict=True)) for d in found)
-    assert ours > theirs * 0.85, found
+    assert ours > theirs * 0.65, found
     assert unmovable < most + 20, found
 
 

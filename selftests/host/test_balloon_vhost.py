@@ -114,7 +114,8 @@ def nothing_is_left_fixture(guest):
         if device.host.summary is None:
             with contextlib.suppress(AssertionError):
                 device.host.end()
-            device.wait_until_unplugged()
+            if device.guest is guest:
+                device.wait_until_unplugged()
     Device.plugged.clear()
 
 
@@ -562,17 +563,43 @@ def test_a_host_that_hangs_up(boot_dirty):
 KINDS = ("failslab", "fail_page_alloc")
 
 
-def test_each_allocation_of_a_probe_fails_once(plug):
-    """Binding it and unbinding it: an error, nothing lost, and the next try works."""
+def test_each_allocation_of_a_probe_fails_once(boot_dirty):
+    """Binding it and unbinding it: an error, nothing lost, and the next try works.
+
+    When request_irq() fails for lack of memory, um_request_irq() of 7.3 does not forget the file
+    descriptor, and refuses the next one of that number. What was tried until then was well; the
+    rest is tried in another guest, where others of the allocations fail.
+    """
     check.build_programs()
-    device = plug(*features(KNOWN))
-    name = device.device()
-    device.unbind()
-    device.assert_as_before()
     faults = vm.ROOT / "out/control/release/faults"
-    print(device.sh(f"{faults} --every {EVERY} bind virtio_balloon_rs {name}", 400))
+    reached = 0
+    for _ in range(4):
+        guest = boot_dirty(kernel="uml", memory=MEMORY, append=["kunit.autorun=0"])
+        booted = int(guest.check("awk '/^jiffies:/ { print $2; exit }' /proc/timer_list"))
+        guest.check('insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko"')
+        total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
+        device = Device(guest, Host(*features(KNOWN)), total)
+        name = device.device()
+        device.unbind()
+        device.assert_as_before()
+        status, said = guest.run(f"{faults} --every {EVERY} bind virtio_balloon_rs {name}", 400)
+        print(said)
+        if not any("WARNING: arch/um/kernel/irq.c" in line for line in guest.check_log()):
+            break
+        (problem,) = re.findall("problem: .*", said)
+        assert "fails afterwards: Operation already in progress" in problem
+        reached += int(re.search(r"fault (\d+)", problem)[1])
+        device.host.end()
+    else:
+        assert reached > 100
+        return
+    assert status == 0
     device.bind()
     recover(device)
+    guest.check("rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    device.host.end()
+    if wrong := guest.check_log() + check.find_leaks(guest, booted):
+        raise vm.Splat(wrong)
 
 
 @pytest.mark.parametrize("bits", [STATS, STATS | HINT | REPORTING], ids=hex)
@@ -637,7 +664,7 @@ def test_a_random_host(plug, seed):
     device = plug("--case", "random", "--seed", str(seed), "--messages", str(MESSAGES))
     if seed % 4 == 0:
         device.reload("blocks=0")
-    deadline = time.monotonic() + 180 + MESSAGES
+    deadline = time.monotonic() + 180 + MESSAGES / 5
     while True:
         assert time.monotonic() < deadline, device.host.state()
         event = device.host.event(5)
