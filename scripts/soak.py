@@ -24,7 +24,7 @@ from verdicts import Again, Report
 OUT = vm.ROOT / "out" / "soak"
 LOG = OUT / "log"
 # What a script or a fuzzer says that it has done.
-DID = re.compile(r"did: (\d+) (.+)|: (\d+) (operations) in")
+DID = re.compile(r"did: (\d+) (.+)|(\d+) (operations) in")
 HOST = check.SELFTESTS / "host"
 # Steps a second at the least, beside whatever else this machine does.
 SLOWEST = 0.5
@@ -120,7 +120,7 @@ class Soak:
         (OUT / f"{seed}.txt").write_text(said)
         wrong = [name for name, status, _ in report.entries if status != "passed"]
         if report.entries and not wrong:
-            self.did[activity.name] += amount
+            self.did[activity.name] += amount * len(report.entries)
         return wrong or ([] if report.entries else ["no test ran"])
 
     def round(self, seed: int) -> bool:
