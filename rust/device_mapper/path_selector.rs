@@ -478,8 +478,8 @@ impl<T: PathSelector> Adapter<T> {
     ///
     /// Only called by `dm-multipath`, in process context, between [`Self::create`] and
     /// [`Self::destroy`], while no other callback runs on `ps`. `path` is a valid `struct dm_path`
-    /// whose device is open, and that on success stays so until after `destroy`; `argv` has `argc` NUL-terminated strings,
-    /// `error` is valid for writes.
+    /// whose device is open, and that on success stays so until after `destroy`; `argv` has `argc`
+    /// NUL-terminated strings, `error` is valid for writes.
     unsafe extern "C" fn add_path(
         ps: *mut bindings::path_selector,
         path: *mut bindings::dm_path,
