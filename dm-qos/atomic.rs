@@ -3,8 +3,8 @@
 //! The atomic integer that the decision code stands on. `selftests/unit` has another one of the same
 //! shape, by which loom drives that code through every interleaving.
 
+use ferrule::atomic::ReadOnce;
 use kernel::sync::atomic::{
-    Acquire,
     Atomic,
     Full,
     Relaxed,
@@ -23,7 +23,7 @@ impl AtomicU64 {
 
     #[inline]
     pub(crate) fn load(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.0.read_once()
     }
 
     #[inline]
@@ -50,7 +50,7 @@ impl AtomicU64 {
     /// Loads; what comes after sees what was done before the value was released.
     #[inline]
     pub(crate) fn load_acquire(&self) -> u64 {
-        self.0.load(Acquire)
+        self.0.read_acquire()
     }
 
     /// Stores, and releases what was done before.

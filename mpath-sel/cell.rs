@@ -2,6 +2,7 @@
 
 //! The one kernel type that `rotation` works on, so that host tests can put another in its place.
 
+use ferrule::atomic::ReadOnce;
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
@@ -20,7 +21,7 @@ impl Cell {
     /// What it holds.
     #[inline]
     pub(crate) fn load(&self) -> u32 {
-        self.0.load(Relaxed)
+        self.0.read_once()
     }
 
     /// Makes it hold `value`.

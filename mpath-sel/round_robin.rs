@@ -22,6 +22,7 @@ use core::{
     ops::RangeInclusive, //
 };
 use ferrule::{
+    atomic::ReadOnce,
     compat::{
         new_spinlock_irq,
         SpinLockIrq, //
@@ -590,7 +591,7 @@ impl PathSelector for RoundRobin {
         meter
             .samples
             .add(latency::class(nr_bytes), latency::sample(took));
-        if !self.group.is_watched.load(Relaxed) {
+        if !self.group.is_watched.read_once() {
             self.begin_to_watch();
         }
     }

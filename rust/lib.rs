@@ -11,6 +11,7 @@
 // Which parts exist depends on the module.
 #![allow(dead_code, unexpected_cfgs)]
 
+pub mod atomic;
 pub(crate) mod bindings;
 
 #[cfg(feature = "device_mapper")]
