@@ -97,6 +97,7 @@ use super::{
 };
 use core::mem;
 use ferrule::{
+    atomic::ReadOnce,
     bio::{
         BioList,
         HeldBio, //
@@ -168,11 +169,13 @@ pub(crate) struct Group {
     is_private: bool,
     /// The group has a capacity or a depth.
     governs: Atomic<bool>,
+    /// It is to be found out what part of it is each member's own.
+    is_to_share_out: Atomic<bool>,
     pub(crate) capacity: Limits,
     /// Of the same rates; only what is served by reservation is charged to it.
     certain: Limits,
     /// Room below, and whether bios wait for that or for capacity: changed with `state` locked.
-    room: Room,
+    room: Arc<Room>,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -289,7 +292,7 @@ impl State {
         self.slack = slack(least, capacity.is_some());
     }
 
-    /// Promises have changed, or what they are promises of: says what part of it is each member's own.
+    /// Says what part of what is promised is each member's own.
     fn share_out(&mut self, now: u64) {
         let promises = || self.entries.iter().flatten().map(|entry| entry.promise);
         let sum = |of: fn(Promise) -> u64| {
@@ -339,7 +342,7 @@ impl State {
         *self.full.get_or_insert(now) + STALL
     }
 
-    /// There is no room below. May a member have another I/O there all the same?
+    /// As [`Group::may_exceed`], when it is known what is whose.
     fn may_exceed(&mut self, slot: Slot, phase: Phase, now: u64) -> bool {
         let is_stalled = self.stalls_at(now) <= now;
         let Some(entry) = self.entry(slot) else {
@@ -400,14 +403,16 @@ impl Group {
     /// A group without members or capacity, `is_private` if it is to have one member and no capacity.
     /// Process context.
     pub(crate) fn new(common: Arc<Common>, is_private: bool) -> Result<Arc<Self>> {
+        let room = Arc::new(Room::new(), GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 clock: Clock::new(common.epoch),
                 is_private,
                 governs: Atomic::new(false),
+                is_to_share_out: Atomic::new(false),
                 capacity: Limits::new(),
                 certain: Limits::new(),
-                room: Room::new(),
+                room,
                 state <- new_spinlock!(State {
                     scheduler: Scheduler::new(),
                     entries: KVVec::new(),
@@ -445,6 +450,7 @@ impl Group {
         };
         let member = Member::new(
             self.clone(),
+            self.room.clone(),
             self.common.clone(),
             slot,
             disk,
@@ -465,7 +471,7 @@ impl Group {
                 promise,
             });
         }
-        state.share_out(now);
+        self.promises_have_changed();
         Ok(member)
     }
 
@@ -475,7 +481,7 @@ impl Group {
         let slot = member.slot();
         state.scheduler.remove(slot);
         let entry = state.entries.get_mut(slot.index()).and_then(Option::take);
-        state.share_out(self.now());
+        self.promises_have_changed();
         drop(state);
         drop(entry);
     }
@@ -526,7 +532,7 @@ impl Group {
             let governs = *capacity != Capacity::NONE;
             self.governs.store(governs, Relaxed);
             state.find_slack(governs.then_some(&self.capacity));
-            state.share_out(now);
+            self.promises_have_changed();
         }
         self.kick();
     }
@@ -554,7 +560,7 @@ impl Group {
                 state.scheduler.set_eligible(slot, eligible, now);
             }
             if is_new {
-                state.share_out(now);
+                self.promises_have_changed();
             }
         }
         self.kick();
@@ -595,7 +601,7 @@ impl Group {
     /// Has the group a capacity or a depth?
     #[inline]
     pub(crate) fn governs(&self) -> bool {
-        self.governs.load(Relaxed)
+        self.governs.read_once()
     }
 
     /// Do bios wait for capacity or for room below?
@@ -622,6 +628,36 @@ impl Group {
         let _ = queue.enqueue::<Arc<Self>, 0>(self.into());
     }
 
+    /// Promises have changed, or what they are promises of. Called with the state locked.
+    ///
+    /// To say what part is whose takes a look at all members. That is left for when somebody asks: who
+    /// makes a thousand devices, one after the other, would look at half a million.
+    fn promises_have_changed(&self) {
+        self.is_to_share_out.store(true, Relaxed);
+    }
+
+    fn share_out(&self, state: &mut State, now: u64) {
+        if self.is_to_share_out.read_once() {
+            self.is_to_share_out.store(false, Relaxed);
+            state.share_out(now);
+        }
+    }
+
+    /// Has it said what part is whose before somebody looks at [`Member::part`].
+    pub(crate) fn find_parts(&self) {
+        if self.is_to_share_out.read_once() {
+            let mut state = self.state.lock();
+            let now = self.now();
+            self.share_out(&mut state, now);
+        }
+    }
+
+    /// There is no room below. May a member have another I/O there all the same?
+    fn may_exceed(&self, state: &mut State, slot: Slot, phase: Phase, now: u64) -> bool {
+        self.share_out(state, now);
+        state.may_exceed(slot, phase, now)
+    }
+
     /// Lets an I/O in flight if there is room; says whether it is to be counted.
     #[inline]
     fn try_enter(&self, member: &Member) -> Option<bool> {
@@ -643,6 +679,7 @@ impl Group {
 
     /// Charges an I/O if it may leave now, as far as capacity and room below go. Says whether it is
     /// counted as in flight.
+    #[inline(always)]
     pub(crate) fn try_charge(
         &self,
         member: &Member,
@@ -753,7 +790,7 @@ impl Group {
                 }
                 if self.room.is_free() {
                     state.full = None;
-                } else if state.may_exceed(slot, phase, now) {
+                } else if self.may_exceed(state, slot, phase, now) {
                     whatever = true;
                 } else if phase == Phase::Weight && state.stalls_at(now) > now {
                     // Nobody else has room either.
@@ -975,10 +1012,6 @@ impl WorkItem for Group {
 }
 
 impl Parent for Group {
-    fn io_ended(&self) -> bool {
-        self.room.leave()
-    }
-
     fn wake(self: Arc<Self>) {
         self.kick();
     }

@@ -15,6 +15,7 @@ use super::{
             Limits, //
         },
         mclock::Slot,
+        room::Room,
         waiting::Waiting, //
     },
     queue::{
@@ -26,6 +27,7 @@ use super::{
 };
 use core::mem;
 use ferrule::{
+    atomic::ReadOnce,
     bio::{
         plugged,
         BioList,
@@ -44,7 +46,6 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Relaxed,
             Release, //
@@ -82,11 +83,8 @@ impl Common {
     }
 }
 
-/// Who is told when an I/O that was counted as in flight has ended.
+/// Who is told when there is room below that somebody waits for.
 pub(crate) trait Parent: Send + Sync {
-    /// Says whether somebody waits for that, who is to be [woken](Self::wake). Any context.
-    fn io_ended(&self) -> bool;
-
     /// Has those looked at that wait. Any context.
     fn wake(self: Arc<Self>);
 }
@@ -128,6 +126,8 @@ pub(crate) struct Member {
     in_flight: Atomic<u64>,
     /// How many of them are its own by its reservation, whatever the others have below.
     sure: Atomic<u64>,
+    /// What all members of the group have below.
+    room: Arc<Room>,
     parent: Arc<dyn Parent>,
     disk: MappedDisk,
     common: Arc<Common>,
@@ -145,6 +145,7 @@ impl Member {
     /// Process context.
     pub(crate) fn new(
         parent: Arc<dyn Parent>,
+        room: Arc<Room>,
         common: Arc<Common>,
         slot: Slot,
         disk: MappedDisk,
@@ -165,6 +166,7 @@ impl Member {
                 is_alone,
                 in_flight: Atomic::new(0),
                 sure: Atomic::new(0),
+                room,
                 parent,
                 disk,
                 common,
@@ -191,12 +193,12 @@ impl Member {
     /// Is everything as usual?
     #[inline]
     pub(crate) fn is_limited(&self) -> bool {
-        self.mode.load(Acquire) == Mode::Limited as i32
+        self.mode.read_acquire() == Mode::Limited as i32
     }
 
     /// Do limits and capacity not apply? Any context.
     pub(crate) fn is_open(&self) -> bool {
-        match self.mode.load(Acquire) {
+        match self.mode.read_acquire() {
             mode if mode == Mode::Limited as i32 => false,
             mode if mode == Mode::Freezing as i32 => !self.disk.is_freezing(),
             _ => true,
@@ -373,7 +375,7 @@ impl Observer for Member {
     fn bio_ended(this: ArcBorrow<'_, Self>) {
         // Before the group looks whether there is room.
         this.in_flight.fetch_sub(1, Relaxed);
-        if this.parent.io_ended() {
+        if this.room.leave() {
             this.parent.clone().wake();
         }
     }

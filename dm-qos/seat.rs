@@ -148,7 +148,7 @@ impl Seat {
             false => is_first,
         };
         if none_before && !group.is_contended() {
-            if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
+            if let Some(is_counted) = self.try_charge_slowly(direction, limits, charge, now) {
                 return self.pass(bio, direction, charge, is_counted);
             }
         }
@@ -166,9 +166,22 @@ impl Seat {
         self.hold(bio, direction, charge, is_urgent)
     }
 
+    /// As [`Self::try_charge`], where it need not be fast.
+    #[cold]
+    #[inline(never)]
+    fn try_charge_slowly(
+        &self,
+        direction: Direction,
+        limits: Subset,
+        charge: Charge,
+        now: u64,
+    ) -> Option<bool> {
+        self.try_charge(direction, limits, charge, now.into())
+    }
+
     /// Charges an I/O if it may leave now, as far as limits, capacity and room below go. Says whether
     /// it is counted as in flight.
-    #[inline]
+    #[inline(always)]
     fn try_charge(
         &self,
         direction: Direction,
@@ -177,7 +190,7 @@ impl Seat {
         now: Now,
     ) -> Option<bool> {
         let (group, member) = (&*self.group, &*self.member);
-        if !member.limits.try_charge(limits, charge, now) {
+        if !limits.is_empty() && !member.limits.try_charge(limits, charge, now) {
             return None;
         }
         if !group.governs() {
@@ -201,6 +214,7 @@ impl Seat {
         now: u64,
     ) -> Option<bool> {
         let (group, member) = (&*self.group, &*self.member);
+        group.find_parts();
         // Those that wait already come first.
         let may_go =
             !member.has_urgent_waiting() && member.try_charge_ahead(direction, charge, now);
@@ -241,7 +255,7 @@ impl Seat {
             }
             if !state.scheduler.has_ready(now) {
                 let limits = member.limits.on(direction);
-                if let Some(is_counted) = self.try_charge(direction, limits, charge, now.into()) {
+                if let Some(is_counted) = self.try_charge_slowly(direction, limits, charge, now) {
                     return self.pass(bio, direction, charge, is_counted);
                 }
             }

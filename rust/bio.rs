@@ -71,6 +71,7 @@ use core::{
     }, //
 };
 use kernel::{
+    ffi::c_void,
     page::PAGE_SIZE,
     sync::{
         Arc,
@@ -211,8 +212,17 @@ pub struct Bio<D = ()> {
 union PerBio<D> {
     /// While it is held.
     data: ManuallyDrop<D>,
-    /// From when it is to be observed until it ends: the end function that it had before.
+    /// From when it is to be observed until it ends.
+    observation: Observation,
+}
+
+/// Who is to be told of the end of a bio.
+#[derive(Clone, Copy)]
+struct Observation {
+    /// The end function that it had before.
     end_io: bindings::bio_end_io_t,
+    /// An `Arc<O>`.
+    observer: *const c_void,
 }
 
 // SAFETY: By the type invariants this is the only reference to the bio, which is not tied to a
@@ -458,10 +468,13 @@ impl<D> MappedBio<D> {
         // SAFETY: By the type invariants we own the bio, and the space in it. `bi_private` of a clone
         // is the target's to use.
         unsafe {
-            let place = &raw mut (*Bio::<D>::per_bio(bio)).end_io;
-            place.write((*bio).bi_end_io);
-            (*bio).bi_private = Arc::into_raw(observer).cast_mut().cast();
-            (*bio).bi_end_io = Some(observed_bio_ended::<D, O>);
+            let place = &raw mut (*Bio::<D>::per_bio(bio)).observation;
+            place.write(Observation {
+                end_io: (*bio).bi_end_io,
+                observer: Arc::into_raw(observer).cast(),
+            });
+            (*bio).bi_private = place.cast();
+            (*bio).bi_end_io = Some(observed_bio_ended::<O>);
         }
         ObservedBio { bio: self }
     }
@@ -640,14 +653,11 @@ impl<D> ObservedBio<D> {
 /// # Safety
 ///
 /// Called when a bio ends of which [`MappedBio::observed_by`] made an [`ObservedBio`].
-unsafe extern "C" fn observed_bio_ended<D, O: Observer>(bio: *mut bindings::bio) {
-    // SAFETY: Set by `observed_by`, and not used by anybody since.
-    let (end_io, observer) = unsafe {
-        (
-            (*Bio::<D>::per_bio(bio)).end_io,
-            Arc::<O>::from_raw((*bio).bi_private.cast()),
-        )
-    };
+unsafe extern "C" fn observed_bio_ended<O: Observer>(bio: *mut bindings::bio) {
+    // SAFETY: `observed_by` had it point there, and neither was used by anybody since.
+    let Observation { end_io, observer } = unsafe { *(*bio).bi_private.cast() };
+    // SAFETY: `observed_by` put one there, of this type.
+    let observer = unsafe { Arc::<O>::from_raw(observer.cast()) };
     O::bio_ended(observer.as_arc_borrow());
     // Before the table may go: who owns it may be the last owner otherwise.
     drop(observer);

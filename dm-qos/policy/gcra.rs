@@ -43,6 +43,9 @@ pub(crate) const TICKS_PER_MS: u64 = 1_000_000 * TICKS_PER_NS;
 /// Ticks in a second.
 pub(crate) const TICKS_PER_S: u64 = 1_000_000_000 * TICKS_PER_NS;
 
+/// What takes half an age.
+const NEVER: u64 = u64::MAX / 4;
+
 /// Fractional bits of [`Rate::unit`].
 const SHIFT: u32 = 30;
 
@@ -84,15 +87,12 @@ impl Rate {
             // By far the most, when I/Os are counted.
             return (self.unit >> SHIFT) + (self.unit >> (SHIFT - 1) & 1);
         }
-        // `unit * units >> SHIFT`, rounded, without 128-bit numbers, which the kernel has not.
-        let (unit, units) = (self.unit, u64::from(units));
-        let low = (unit & 0xffff_ffff) * units + (1 << (SHIFT - 1));
-        let high = (unit >> 32) * units;
-        // Half an age and more is never.
-        if high >= 1 << 60 {
-            return u64::MAX / 4;
+        let cost = u128::from(self.unit) * u128::from(units);
+        let cost = cost.wrapping_add(1 << (SHIFT - 1)) >> SHIFT;
+        match cost >> 62 {
+            0 => cost as u64,
+            _ => NEVER,
         }
-        (high << (32 - SHIFT)).saturating_add(low >> SHIFT)
     }
 }
 
@@ -210,7 +210,7 @@ impl Limit {
         let (to, burst) = (self.known.load(), self.burst.load());
         let (empty, full) = (now.saturating_add(before), now.saturating_add(burst));
         self.update(|due| match due.checked_sub(empty) {
-            Some(debt) => full.saturating_add(mul_div(debt, to, from).min(u64::MAX / 4)),
+            Some(debt) => full.saturating_add(mul_div(debt, to, from).min(NEVER)),
             // Who was idle for longer has no more credit than the burst.
             None => full - mul_div((empty - due).min(before), to, from).min(burst),
         });

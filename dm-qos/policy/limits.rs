@@ -57,8 +57,8 @@ pub(crate) struct Charge {
 
 /// The limits of one device. Any of its methods may be called at any time on any CPU.
 pub(crate) struct Limits {
-    /// I/Os and bytes: in total, of reads, of writes.
-    limits: [Limit; 6],
+    /// I/Os and bytes, in pairs: in total, of reads, of writes.
+    limits: [[Limit; 2]; 3],
     /// Which of them are set: a bit for each.
     set: AtomicU64,
     burst: AtomicU64,
@@ -81,11 +81,6 @@ impl Subset {
     pub(crate) fn is_empty(self) -> bool {
         self.0 == 0
     }
-
-    /// Those that come before this one.
-    fn before(self, which: usize) -> Self {
-        Self(self.0 & ((1 << which) - 1))
-    }
 }
 
 impl Iterator for Subset {
@@ -103,7 +98,7 @@ impl Limits {
     /// No limits at all.
     pub(crate) fn new() -> Self {
         Self {
-            limits: core::array::from_fn(|_| Limit::new()),
+            limits: core::array::from_fn(|_| [Limit::new(), Limit::new()]),
             set: AtomicU64::new(0),
             burst: AtomicU64::new(0),
             io_size: AtomicU64::new(0),
@@ -116,7 +111,7 @@ impl Limits {
     /// The burst, in ticks, has room for so many I/Os at least, of [`LEAST_IO`] bytes.
     fn set(&self, rates: [Rate; 6], (burst, least): (u64, u32), io_size: u64, now: u64) {
         self.io_size.store(io_size);
-        for (which, (limit, rate)) in self.limits.iter().zip(rates).enumerate() {
+        for (which, (limit, rate)) in self.all().zip(rates).enumerate() {
             let units = if which % 2 == 0 {
                 least
             } else {
@@ -128,6 +123,15 @@ impl Limits {
         self.restore();
     }
 
+    fn all(&self) -> impl Iterator<Item = &Limit> {
+        self.limits.as_flattened().iter()
+    }
+
+    #[inline]
+    fn limit(&self, which: usize) -> &Limit {
+        &self.limits[which / 2][which % 2]
+    }
+
     /// No limit applies until [`Self::restore`]. What is charged is as it was.
     pub(crate) fn lift(&self) {
         self.set.store(0);
@@ -135,7 +139,7 @@ impl Limits {
 
     /// All limits apply again. One at a time with [`Self::set`] and its like.
     pub(crate) fn restore(&self) {
-        let set = self.limits.iter().enumerate();
+        let set = self.all().enumerate();
         let set = set.map(|(which, limit)| u64::from(limit.is_set()) << which);
         self.set.store(set.sum());
     }
@@ -161,14 +165,14 @@ impl Limits {
     /// Goes on where the limits of another table of the same device are. Not while anything is charged
     /// to these.
     pub(crate) fn go_on_from(&self, other: &Limits, now: u64) {
-        for (limit, other) in self.limits.iter().zip(&other.limits) {
+        for (limit, other) in self.all().zip(other.all()) {
             limit.go_on_from(other, now);
         }
     }
 
     /// How long it takes until all that passed is paid for, as far as it concerns a direction, in ticks.
     pub(crate) fn debt(&self, direction: Direction, now: u64) -> u64 {
-        let debts = self.on(direction).map(|which| self.limits[which].debt(now));
+        let debts = self.on(direction).map(|which| self.limit(which).debt(now));
         debts.max().unwrap_or(0)
     }
 
@@ -194,7 +198,7 @@ impl Limits {
     fn costs(&self, on: Subset, charge: Charge) -> impl Iterator<Item = (usize, &Limit, u64)> {
         let ios = self.count(charge);
         on.filter_map(move |which| {
-            let limit = &self.limits[which];
+            let limit = self.limit(which);
             let units = if which % 2 == 0 { ios } else { charge.bytes };
             let cost = limit.cost(units);
             (cost != 0).then_some((which, limit, cost))
@@ -213,13 +217,26 @@ impl Limits {
     }
 
     /// Charges an I/O if these limits let it leave now.
-    #[inline]
+    ///
+    /// Each I/O comes here: it takes what [`Self::costs`] says without the detour of an iterator.
+    #[inline(always)]
     pub(crate) fn try_charge(&self, on: Subset, charge: Charge, now: impl Into<Now>) -> bool {
         let now = now.into();
-        for (which, limit, cost) in self.costs(on, charge) {
-            if !limit.try_charge(cost, now) {
-                self.refund(on.before(which), charge);
-                return false;
+        let ios = self.count(charge);
+        let mut bit = 1;
+        for [of_ios, of_bytes] in &self.limits {
+            if on.0 < bit {
+                break;
+            }
+            for (limit, units) in [(of_ios, ios), (of_bytes, charge.bytes)] {
+                if on.0 & bit != 0 {
+                    let cost = limit.cost(units);
+                    if cost != 0 && !limit.try_charge(cost, now) {
+                        self.refund(Subset(on.0 & (bit - 1)), charge);
+                        return false;
+                    }
+                }
+                bit <<= 1;
             }
         }
         true
