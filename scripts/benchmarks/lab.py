@@ -27,6 +27,8 @@ class Lab:
         self.shell(
             "udevadm control --exit 2>/dev/null\n"
             "modprobe dm-mod && modprobe null_blk nr_devices=0 || exit\n"
+            "config=/sys/kernel/config\n"
+            "mountpoint -q $config || mount -t configfs none $config || exit\n"
             "insmod $FERRULE_MODULES/dm-qos/dm-qos.ko || exit\n"
             "echo +io >/sys/fs/cgroup/cgroup.subtree_control\n"
         )
