@@ -91,6 +91,8 @@ class Controller:
         # For so many rounds the budget was not enough.
         self.missing = 0
         self.told = False
+        # Somebody lacked memory in the last round.
+        self.wanted = False
 
     def remembered(self) -> dict[str, int]:
         """Polling intervals that one before this set, and could not put back."""
@@ -134,6 +136,7 @@ class Controller:
         vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
         budget = self.budget_for(vms)
         decision = policy.decide(budget, vms, self.rules, give_out=not self.unknown)
+        self.wanted = decision.short > 0 or decision.missing > 0
         self.tell_missing(decision.missing, [vm.name for vm in vms if vm.need is None])
         if not self.dry_run:
             await self.all_in_time(
@@ -318,7 +321,8 @@ class Controller:
             # more than this.
             has = max(before.actual, state.actual)
             track.need = None if state.available is None else max(0, has - state.available)
-            track.watch.look(state, state.maximum * self.rules.step // policy.PARTS)
+            step = state.maximum * self.rules.step // policy.PARTS
+            track.watch.look(state, step, self.wanted)
         late = max(1, (track.polling or 0) / self.interval) * STALE
         if track.age is None or track.age > late:
             track.age = track.need = None

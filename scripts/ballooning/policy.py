@@ -87,6 +87,8 @@ class Decision:
     fair: dict[str, int]
     # By how much the least of all is beyond the budget.
     missing: int
+    # What the host and guests with less than their least lack now.
+    short: int = 0
 
 
 def up(size: int) -> int:
@@ -166,7 +168,8 @@ def decide(
     take(vms, rules, fair, planned, short, short + sum(wanted.values()) - sum(urgent.values()))
     give(vms, rules, planned, room, urgent, wanted)
     targets = {vm.name: planned[vm.name] for vm in vms if planned[vm.name] != vm.target}
-    return Decision(targets, least, fair, max(0, sum(least.values()) - budget))
+    missing = max(0, sum(least.values()) - budget)
+    return Decision(targets, least, fair, missing, max(0, sum(urgent.values()) - room))
 
 
 def keep_asking(vm: Vm, least: int) -> int:

@@ -6,21 +6,72 @@ host by what its processes wait for.
 import dataclasses
 import pathlib
 import re
+import statistics
 
-from .policy import MIB, PARTS
+from tooling.sizes import MIB, PAGE
+
+from .policy import PARTS
 from .vms import State
 
-PAGE = 4096
 # Of these a guest in peace has next to none: pages that come back from swap, and pages of files
 # that are mapped; allocations that have to wait until something is dropped.
 COUNTS = ("major-faults", "alloc-stalls", "direct-reclaims")
+# A guest has no statistics of what it reads from its disks, but its QEMU has. With this much free,
+# or this part of what it has, it finds room for that.
+ROOM, ROOM_PART = 96 * MIB, 8
 # So many in a second are no start of a program.
 MANY = 100
 # In so many samples in a row.
 IN_A_ROW = 2
-# So many samples without it, and what was learnt is given up, a hundredth of the memory each. Each
-# time that this turns out to be wrong it takes twice as long.
+# More memory has helped if no more than this percentage of them is left. That is looked at when it
+# has got no more in so many samples, or in so many got nothing.
+HELPED, SETTLED, PATIENCE = 75, 4, 16
+# It is given so many steps at first, and twice as many each time that this was no help.
+REACH = 4
+# What it does at any size is no want of memory, as long as it is not this percentage of that.
+OWN = 150
+# So many samples without it, and what was learnt is given up, a hundredth of the memory each, if
+# somebody wants it. Each time that this turns out to be wrong it takes twice as long. The same of
+# what more memory did not help against: so long it is not tried again.
 CALM, CALM_MOST = 24, 24 << 6
+
+
+@dataclasses.dataclass
+class Trial:
+    """A guest gets more, to see whether that helps."""
+
+    # What it had in a second before.
+    before: float
+    # What had been learnt, what the guest had, what is to help, and the most that it has had since.
+    learnt: int
+    start: int
+    goal: int
+    size: int
+    # What it had in a second, in each sample since there was no more for it.
+    rates: list[float] = dataclasses.field(default_factory=list)
+
+    def look(self, rate: float, size: int) -> None:
+        """A sample."""
+        if size > self.size and self.size < self.goal:
+            self.rates.clear()
+        else:
+            self.rates.append(rate)
+        self.size = max(self.size, size)
+
+    def is_over(self, step: int) -> bool:
+        """No more has come for a while. If there was nothing to be had, that is a longer while."""
+        enough = self.size >= min(self.goal, self.start + step)
+        return len(self.rates) >= (SETTLED if enough else PATIENCE)
+
+    @property
+    def after(self) -> float:
+        """What is left in a second."""
+        return statistics.fmean(self.rates)
+
+    @property
+    def helped(self) -> bool:
+        """It would have been in want without."""
+        return 100 * self.after <= HELPED * self.before
 
 
 @dataclasses.dataclass
@@ -35,29 +86,85 @@ class Watch:
     # It is not to have less than this: with less it thrashed.
     learnt: int = 0
     calm: int = CALM
-    # Something of that was given up.
-    tried: bool = False
+    # What of that was given up, and had been learnt before.
+    given_up: int = 0
+    trial: Trial | None = None
+    # What it has in a second at any size; for how many samples that is believed, and was before.
+    own: float = 0
+    believed: int = 0
+    patience: int = CALM
+    # How many steps it may get until that has to have helped.
+    reach: int = REACH
 
-    def look(self, state: State, step: int) -> None:
-        """New statistics. Counters that went back are those of a guest that was booted anew."""
-        counts = {name: state.stats[name] for name in COUNTS if name in state.stats}
-        if "swap-in" in state.stats:
-            counts["swap-in"] = state.stats["swap-in"] // PAGE
-        seconds = state.updated - self.at
-        known = self.counts.keys() & counts.keys()
-        grown = max((counts[name] - self.counts[name] for name in known), default=0)
-        if self.at and seconds > 0 and grown >= MANY * seconds:
+    def look(self, state: State, step: int, wanted: bool = True) -> None:
+        """New statistics. `wanted`: somebody lacks memory."""
+        rate = self.rate(state)
+        if self.believed and not self.trial:
+            self.believed -= 1
+            self.own = self.own if self.believed else 0
+        if rate >= MANY + self.own * OWN / 100:
             self.bad, self.good = self.bad + 1, 0
         else:
             self.bad, self.good = 0, self.good + 1
-        self.at, self.counts = state.updated, counts
+        if self.trial:
+            self.follow(rate, state, step)
         if self.thrashes:
-            if self.tried:
-                self.calm, self.tried = min(CALM_MOST, 2 * self.calm), False
-            self.learnt = min(state.maximum, max(self.learnt, state.actual + step))
-        elif self.good > self.calm and self.learnt:
-            self.tried = True
+            self.ask_for_more(rate, state, step)
+        elif self.good > self.calm and self.learnt and wanted:
+            self.given_up = self.given_up or self.learnt
             self.learnt = max(0, self.learnt - state.maximum // 100)
+
+    def rate(self, state: State) -> float:
+        """What it had most of in a second. Counters that went back are those of a guest that was
+        booted anew.
+        """
+        counts = {name: state.stats[name] for name in COUNTS if name in state.stats}
+        if "swap-in" in state.stats:
+            counts["swap-in"] = state.stats["swap-in"] // PAGE
+        if state.disk_read is not None:
+            counts["disk reads"] = state.disk_read // PAGE
+        seconds, before = state.updated - self.at, self.counts
+        since, self.at, self.counts = self.at, state.updated, counts
+        if not since or seconds <= 0:
+            return 0
+        free = state.stats.get("free-memory", 0)
+        if free > max(ROOM, state.actual // ROOM_PART):
+            counts = {name: count for name, count in counts.items() if name != "disk reads"}
+        known = before.keys() & counts.keys()
+        return max((counts[name] - before[name] for name in known), default=0) / seconds
+
+    def ask_for_more(self, rate: float, state: State, step: int) -> None:
+        """It thrashes."""
+        if self.trial is None:
+            if state.actual + 3 * step // 2 > state.maximum:
+                # It has nearly all of its memory.
+                self.believe(rate)
+                return
+            goal = min(state.maximum, state.actual + self.reach * step)
+            self.trial = Trial(rate, self.learnt, state.actual, goal, state.actual)
+        if self.given_up:
+            # It did need that.
+            self.calm = min(CALM_MOST, 2 * self.calm)
+            self.learnt, self.given_up = max(self.learnt, self.given_up), 0
+            self.trial.learnt = self.learnt
+        self.learnt = max(self.learnt, min(self.trial.goal, state.actual + step))
+
+    def follow(self, rate: float, state: State, step: int) -> None:
+        """Whether more memory helps."""
+        self.trial.look(rate, state.actual)
+        if not self.bad:
+            self.trial = None
+        elif self.trial.is_over(step):
+            if not self.trial.helped:
+                self.learnt = self.trial.learnt
+                self.believe(self.trial.after)
+                self.patience = min(CALM_MOST, 2 * self.patience)
+                self.reach *= 2
+            self.trial = None
+
+    def believe(self, rate: float) -> None:
+        """That is not for want of memory."""
+        self.own, self.believed, self.bad = rate, self.patience, 0
 
     @property
     def rises(self) -> bool:

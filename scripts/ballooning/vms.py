@@ -84,6 +84,8 @@ class State:
     # The guest's own statistics, by QEMU's names without "stat-".
     stats: dict[str, int] = dataclasses.field(default_factory=dict)
     paused: bool = False
+    # What it has read from its disks since it was started.
+    disk_read: int | None = None
 
     @property
     def available(self) -> int | None:
@@ -215,7 +217,16 @@ class Session:
         resident = resident_of(self.pid)
         # Also while a migration comes in, before the guest runs for the first time.
         paused = not (await self.client.execute("query-status"))["running"]
-        return State(maximum, actual, target, resident, answer["last-update"], stats, paused)
+        read = await self.disk_read()
+        return State(maximum, actual, target, resident, answer["last-update"], stats, paused, read)
+
+    async def disk_read(self) -> int | None:
+        """What the guest has read from its disks, all of them."""
+        try:
+            disks = await self.client.execute("query-blockstats")
+        except ExecuteError:
+            return None
+        return sum(disk["stats"]["rd_bytes"] for disk in disks)
 
     async def memory(self) -> int:
         """What a balloon counts from, as QEMU has it: what the machine begins with, and DIMMs. No
@@ -354,6 +365,7 @@ class LibvirtVm:
             updated=known.get("last-update", 0),
             stats=stats,
             paused=known.get("state", RUNNING) != RUNNING,
+            disk_read=known.get("rd.bytes"),
         )
 
     async def definition(self) -> ElementTree.Element:
@@ -417,16 +429,16 @@ RUNNING = 1
 
 
 async def domain_stats(uri: str, *domains: str) -> dict[str, dict[str, int]]:
-    """Balloon statistics of these domains, or of all that have memory: paused ones too.
+    """Statistics of balloons and disks, of these domains or of all active ones: paused ones too.
 
     Of a domain that is locked (a migration, a shutdown, a job) there are none, and nobody waits.
     """
-    words = ["--state", "--balloon", "--nowait", *(domains or ["--list-active"])]
+    words = ["--state", "--balloon", "--block", "--nowait", *(domains or ["--list-active"])]
     return parse_stats(await virsh(uri, "domstats", *words))
 
 
 def parse_stats(text: str) -> dict[str, dict[str, int]]:
-    """What virsh prints, by the names of domains."""
+    """What virsh prints, by the names of domains; of all disks together."""
     found: dict[str, dict[str, int]] = {}
     domain = None
     for line in text.splitlines():
@@ -436,6 +448,8 @@ def parse_stats(text: str) -> dict[str, dict[str, int]]:
             match := re.match(r"\s+(?:balloon\.([\w-]+)|state\.(state))=(\d+)$", line)
         ):
             domain[match[1] or match[2]] = int(match[3])
+        elif domain is not None and (match := re.match(r"\s+block\.\d+\.(rd\.bytes)=(\d+)$", line)):
+            domain[match[1]] = domain.get(match[1], 0) + int(match[2])
     return found
 
 

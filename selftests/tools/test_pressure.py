@@ -22,28 +22,43 @@ from tooling import metrics
 
 
 class Reader(FakeVm):
-    """A guest that reads a file all the time, of such a size: the cache counts as available."""
+    """A guest that reads a file all the time, of such a size: the cache counts as available.
 
-    def __init__(self, name, file, counter="major-faults", **options):
+    Of what does not fit it reads that part from its disk, and `stream` pages in a second anyway,
+    which no size of it changes.
+    """
+
+    def __init__(self, name, file, counter="major-faults", stream=0, **options):
         super().__init__(name, **options)
-        self.file, self.counter, self.count = file, counter, 0
+        self.file, self.counter, self.stream, self.count = file, counter, stream, 0
+
+    @property
+    def missing(self):
+        """What it reads from its disk each time, of its file."""
+        return max(0, self.uses + self.file - self.state.actual)
 
     @property
     def is_short(self):
         """It reads from its disk what it has read before."""
-        return self.state.actual < self.uses + self.file
+        return self.missing > 0
 
     async def read(self):
-        if self.is_short:
-            self.count += 2000 * max(1, self.period)
+        part = self.missing / self.file if self.file else 0
+        self.count += (self.stream + (500 + 1500 * part) * self.is_short) * max(1, self.period)
         state = await super().read()
-        if state.stats:
+        count = round(self.count)
+        if self.counter == "disk reads":
+            state.disk_read = self.state.disk_read = count * 4096
+        elif state.stats:
             factor = 4096 if self.counter == "swap-in" else 1
-            state.stats = self.state.stats = {**state.stats, self.counter: self.count * factor}
+            state.stats = self.state.stats = {**state.stats, self.counter: count * factor}
         return state
 
 
-@pytest.mark.parametrize("counter", ["major-faults", "swap-in", "alloc-stalls", None])
+COUNTERS = ["major-faults", "swap-in", "alloc-stalls", "disk reads"]
+
+
+@pytest.mark.parametrize("counter", [*COUNTERS, None])
 def test_a_guest_that_thrashes_gets_what_it_needs(counter):
     """At the cost of one that does not. With MemAvailable alone it would be left with its floor."""
     reader = Reader("a", 500 * MIB, counter or "minor-faults", uses=100 * MIB)
@@ -61,6 +76,75 @@ def test_a_guest_that_thrashes_gets_what_it_needs(counter):
         assert other.state.actual >= 150 * MIB + 80 * MIB
     else:
         assert short == 600
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_a_guest_that_reads_on_however_much_it_has_gets_no_more(counter):
+    """A backup of its disk: more memory was tried, did not help, and is for others."""
+    backup = Reader("a", 0, counter, stream=3000, uses=100 * MIB)
+    others = [FakeVm(name, uses=250 * MIB) for name in "bc"]
+    host = Lab(3 * GIB // 2, backup, *others)
+    host.rounds(40)
+    had, tried = [], 0
+    for _ in range(400):
+        host.rounds(1)
+        had.append(backup.state.actual)
+        tried += host.controller.tracks["a"].watch.learnt > 0
+    assert sorted(had)[len(had) // 2] < GIB // 2
+    assert 0 < tried < 100
+
+
+def test_a_guest_that_streams_and_reads_a_file_keeps_the_file():
+    """What it streams is there at any size; what is more than that is from want of memory."""
+    both = Reader("a", 500 * MIB, "disk reads", stream=600, uses=100 * MIB)
+    other = FakeVm("b", uses=150 * MIB)
+    host = Lab(GIB, both, other)
+    host.rounds(80)
+    short = 0
+    for _ in range(400):
+        host.rounds(1)
+        short += both.is_short
+    assert short <= 60
+    assert other.state.actual >= 150 * MIB + 80 * MIB
+
+
+def test_reads_of_a_guest_with_free_memory_are_no_want_of_it():
+    """It fills its cache, and has room for that."""
+    watch = Watch()
+    for second in range(1, 20):
+        stats = {"free-memory": GIB // 2 if second < 10 else 50 * MIB}
+        state = State(2 * GIB, GIB, updated=second, disk_read=second * 100 * MIB, stats=stats)
+        watch.look(state, GIB // 20)
+        assert watch.thrashes == (second > 10)
+
+
+def test_what_was_learnt_is_kept_while_nobody_wants_it():
+    """To try whether a guest needs it still costs that guest something."""
+    reader = Reader("a", 500 * MIB, uses=100 * MIB)
+    other = FakeVm("b", uses=150 * MIB)
+    host = Lab(GIB, reader, other)
+    host.rounds(60)
+    learnt = host.controller.tracks["a"].watch.learnt
+    assert learnt >= 600 * MIB
+    host.rounds(20 * CALM)
+    assert host.controller.tracks["a"].watch.learnt == learnt
+    assert not reader.is_short
+    other.uses = 600 * MIB
+    host.rounds(10 * CALM)
+    assert reader.state.actual < learnt
+
+
+def test_what_was_given_up_too_soon_comes_back_at_once():
+    """And not step by step, as it was found."""
+    watch = Watch(at=1, counts={"major-faults": 0}, good=CALM + 1, learnt=800 * MIB)
+    for second in range(2, 30):
+        state = State(GIB, 800 * MIB, updated=second, stats={"major-faults": 0})
+        watch.look(state, GIB // 20)
+    assert watch.learnt < 600 * MIB
+    for second, faults in ((30, 1000), (31, 2000)):
+        state = State(GIB, 500 * MIB, updated=second, stats={"major-faults": faults})
+        watch.look(state, GIB // 20)
+    assert (watch.learnt, watch.calm) == (800 * MIB, 2 * CALM)
 
 
 def test_what_was_learnt_is_given_up_after_a_while():
@@ -88,7 +172,7 @@ def test_a_start_of_a_program_is_no_thrashing():
     watch = Watch()
 
     def look(at, faults):
-        state = State(GIB, GIB, updated=at, stats={"major-faults": faults})
+        state = State(GIB, GIB // 2, updated=at, stats={"major-faults": faults})
         watch.look(state, GIB // 20)
         return watch.rises, watch.thrashes
 
@@ -100,7 +184,22 @@ def test_a_start_of_a_program_is_no_thrashing():
     assert look(30, 4 * 10**6) == (True, True)
     # Booted anew.
     assert look(35, 10) == (False, False)
-    assert watch.learnt == GIB
+    assert watch.learnt == GIB // 2 + GIB // 20
+
+
+def test_what_a_guest_does_with_all_of_its_memory_is_its_own():
+    """There is nothing that it could be given. Twice as much with less is for want of memory."""
+    watch = Watch()
+    for second in range(1, 10):
+        state = State(GIB, GIB, updated=second, stats={"major-faults": 1000 * second})
+        watch.look(state, GIB // 20)
+    assert (watch.rises, watch.learnt) == (False, 0)
+    for second in range(10, 14):
+        faults = 9000 + (second - 9) * (1000 if second < 12 else 2000)
+        state = State(GIB, GIB // 2, updated=second, stats={"major-faults": faults})
+        watch.look(state, GIB // 20)
+        assert watch.rises == (second >= 12)
+    assert watch.learnt == GIB // 2 + GIB // 20
 
 
 SIZES = st.integers(0, 64).map(lambda units: units * 64 * MIB)

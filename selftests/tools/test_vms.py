@@ -65,6 +65,8 @@ class FakeLibvirt:
         text = f"Domain: '{name}'\n  state.state=1\n  state.reason=1\n"
         if name not in self.busy:
             text += "  balloon.current=1048576\n  balloon.maximum=1048576\n  balloon.rss=5\n"
+            text += "  block.count=2\n  block.0.rd.bytes=4096\n  block.0.wr.bytes=7\n"
+            text += "  block.1.name=vdb\n  block.1.rd.bytes=8192\n"
         return text + "\n"
 
 
@@ -155,6 +157,17 @@ def test_what_no_balloon_reaches_does_not_count(devices, size):
     answers = {"query-memory-size-summary": {"base-memory": GIB, "plugged-memory": 3 * GIB}}
     client = FakeClient(**answers, **{"query-memory-devices": devices})
     assert asyncio.run(Session(client).memory()) == size
+
+
+def test_what_a_guest_has_read_from_its_disks_is_known(monkeypatch):
+    """Of all of them together, and that nothing is known where nothing is said."""
+    FakeLibvirt(monkeypatch, "a")
+    vm = find(libvirt="")["a"]
+    assert [asyncio.run(vm.read()).disk_read for _ in range(2)] == [12288, 12288]
+    disks = [{"stats": {"rd_bytes": size, "wr_bytes": 5}} for size in (4096, 0, 512)]
+    client = FakeClient(**{"query-blockstats": disks})
+    assert asyncio.run(Session(client).disk_read()) == 4608
+    assert asyncio.run(Session(FakeClient()).disk_read()) is None
 
 
 def test_a_guest_that_says_only_what_is_free():
