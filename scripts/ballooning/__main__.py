@@ -123,8 +123,10 @@ def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
 FILES = {
     "config": "options, one a line, without the dashes; read again on SIGHUP",
     "metrics": "write metrics there, each round",
-    "state": "remember there what is to be put back, should this one be killed",
+    "state": "remember there what the next one is to know, should this one be killed",
 }
+# What holds for as long as it runs.
+AT_START = ("listen", "state", "json")
 PERCENTAGES = {
     "host-reserve": (None, "what the host keeps available, of its memory (10 if no budget is)"),
     "host-waiting": (
@@ -156,7 +158,7 @@ def add_auto_options(auto: argparse.ArgumentParser) -> None:
         default=[],
         metavar="VM=NUMBER",
         type=named_weight,
-        help="this VM's part of what is left over, by that of others (100)",
+        help="this VM's part of what is left over, by that of others, who have 1",
     )
     auto.add_argument(
         "--min",
@@ -197,11 +199,12 @@ def named_size(text: str) -> tuple[str, int]:
 
 
 def named_weight(text: str) -> tuple[str, int]:
-    """VM=NUMBER"""
+    """VM=NUMBER; in hundredths."""
     name, value = named_value(text)
-    if not (value.isdecimal() and 1 <= int(value) <= 10_000):
-        raise argparse.ArgumentTypeError(f"{text!r}: a weight is 1 to 10000")
-    return name, int(value)
+    with contextlib.suppress(ValueError):
+        if 0.01 <= float(value) <= 100:
+            return name, round(float(value) * policy.WEIGHT)
+    raise argparse.ArgumentTypeError(f"{text!r}: a weight is 0.01 to 100, and that of others is 1")
 
 
 def with_configuration(words: list[str]) -> list[str]:
@@ -517,7 +520,7 @@ def configure(controller: Controller, args: argparse.Namespace) -> None:
     controller.budget = None if args.budget is None else args.budget // PAGE * PAGE
     controller.rules = policy.Rules(margin=args.margin, floor=args.floor, step=args.step)
     controller.floors, controller.weights = floors, dict(args.weight)
-    controller.interval = args.interval
+    controller.interval, controller.dry_run = args.interval, args.dry_run
     reserve = args.host_reserve
     if args.budget is None and reserve is None:
         reserve = 1000
@@ -537,14 +540,19 @@ def reload(controller: Controller, args: argparse.Namespace) -> argparse.Namespa
         configure(controller, args)
         return args
     controller.say("the configuration was read again")
+    later = [name for name in AT_START if getattr(new, name) != getattr(args, name)]
+    if later:
+        controller.say(f"from the next start on: {', '.join(later)}")
     return new
 
 
 async def run_auto(args: argparse.Namespace) -> int:
     """balloonctl auto"""
 
+    as_json = args.json
+
     def say(text):
-        if args.json:
+        if as_json:
             write(f"== {text}", sys.stderr)
         else:
             write(f"{time.strftime('%H:%M:%S')} {text}", sys.stdout)
@@ -568,7 +576,7 @@ async def run_auto(args: argparse.Namespace) -> int:
             while True:
                 started = time.monotonic()
                 report = await controller.round()
-                if args.json:
+                if as_json:
                     write(json.dumps(report), sys.stdout)
                 latest[:] = figures.families_of_round(report, rows_of_round(controller, report))
                 if args.metrics:

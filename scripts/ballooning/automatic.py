@@ -79,7 +79,10 @@ class Controller:
         # VMs that never said how much memory they have.
         self.unknown: set[str] = set()
         # Where polling was set here, and to what: also of VMs that are gone, which may come back.
-        self.ours: dict[str, int] = self.remembered()
+        self.ours: dict[str, int] = self.remembered("polling")
+        # Of VMs that were not seen yet, what was learnt before; and what was written of all that.
+        self.learnt: dict[str, int] = self.remembered("learnt")
+        self.written = ""
         # VMs of which only free memory is known, which was said.
         self.only_free: set[str] = set()
         # What is asked of VMs that have not answered yet. Nobody else waits for them.
@@ -94,31 +97,42 @@ class Controller:
         # Somebody lacked memory in the last round.
         self.wanted = False
 
-    def remembered(self) -> dict[str, int]:
-        """Polling intervals that one before this set, and could not put back."""
+    def remembered(self, what: str) -> dict[str, int]:
+        """What one before this one knew of VMs, and had no time to put right."""
         if self.state is None:
             return {}
         try:
-            found = json.loads(self.state.read_text(encoding="utf-8"))["polling"]
-            return {str(name): int(seconds) for name, seconds in found.items()}
+            found = json.loads(self.state.read_text(encoding="utf-8")).get(what, {})
+            return {str(name): int(number) for name, number in found.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             self.say(f"{self.state}: not read: {error}")
             return {}
 
     def remember(self) -> None:
-        """For one after this, which may have been killed."""
+        """For one after this, which may have been killed: if there is anything new."""
         if self.state is None:
             return
+        known = {"polling": self.ours, "learnt": self.learnt | self.learnt_now()}
+        text = json.dumps({what: values for what, values in known.items() if values}) + "\n"
+        if text == self.written:
+            return
         try:
-            if self.ours:
-                replace_file(self.state, json.dumps({"polling": self.ours}) + "\n", 0o600)
+            if any(known.values()):
+                replace_file(self.state, text, 0o600)
             else:
                 self.state.unlink(missing_ok=True)
+            self.written = text
             self.problem("state", None)
         except OSError as error:
             self.problem("state", f"{self.state}: {error.strerror}")
+
+    def learnt_now(self) -> dict[str, int]:
+        """What guests are not to have less than, for they have thrashed."""
+        return {
+            name: track.watch.learnt for name, track in self.tracks.items() if track.watch.learnt
+        }
 
     @contextlib.contextmanager
     def named_problem(self, name: str):
@@ -149,6 +163,7 @@ class Controller:
                     f" {show_size(vm.need)}, least {show_size(decision.least[vm.name])},"
                     f" fair {show_size(decision.fair[vm.name])})"
                 )
+        self.remember()
         return {
             "budget": budget,
             "total": sum(vm.actual for vm in vms),
@@ -279,6 +294,7 @@ class Controller:
         if track is None or track.assumed:
             self.say(f"{name}: {show_size(state.actual)} of {show_size(state.maximum)}")
             track = Track(vm, state, state.actual)
+            track.watch.learnt = min(state.maximum, self.learnt.pop(name, 0))
             self.tracks[name] = track
         else:
             track.vm = vm
@@ -345,6 +361,7 @@ class Controller:
             if not track.polling:
                 track.polling = max(1, math.floor(self.interval / POLLS))
                 self.ours[name] = track.polling
+                # Before it is done.
                 self.remember()
                 await track.vm.set_polling(track.polling)
             elif track.polling != self.ours.get(name):
@@ -371,7 +388,7 @@ class Controller:
             need,
             floor,
             may_take=not track.rests,
-            weight=self.weights.get(name, 100),
+            weight=self.weights.get(name, policy.WEIGHT),
             thrashes=track.watch.thrashes and need is not None,
             fresh=track.taken_at != state.updated
             and (track.age or 0) <= STALE

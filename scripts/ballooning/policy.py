@@ -28,6 +28,8 @@ MIB = 1 << 20
 # Targets are whole units, so that a balloon can take blocks.
 UNIT = MIB
 PARTS = 10_000
+# Of a guest of which nothing else is said.
+WEIGHT = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Vm:
     # Whether there is any use in asking for memory back.
     may_take: bool = True
     # Its part of what is shared out, by that of others.
-    weight: int = 100
+    weight: int = WEIGHT
     # It reads what it had to drop: by what it says is available it could spare more than it can.
     thrashes: bool = False
     # Whether its need was seen since memory was taken last, and not long ago. If not, no more is

@@ -279,7 +279,7 @@ def test_pressure_of_the_host_takes_memory():
 def test_a_configuration_comes_before_the_command_line(tmp_path, monkeypatch, capsys):
     """And what is wrong with it is an error of usage."""
     path = tmp_path / "balloonctl.conf"
-    path.write_text("# all\nbudget 4G\nsockets /run/vms\nmin db=1G\nweight db=400\ndry-run\n")
+    path.write_text("# all\nbudget 4G\nsockets /run/vms\nmin db=1G\nweight db=4\ndry-run\n")
     args = balloonctl.parse_arguments(["auto", "--config", str(path), "--budget", "2G"])
     assert (args.budget, args.min, args.weight) == (2 * GIB, [("db", GIB)], [("db", 400)])
     assert args.dry_run
@@ -289,7 +289,7 @@ def test_a_configuration_comes_before_the_command_line(tmp_path, monkeypatch, ca
     path.write_text("weight db=0\n")
     with pytest.raises(SystemExit):
         balloonctl.parse_arguments(["auto", "--config", str(path)])
-    assert "a weight is 1 to 10000" in capsys.readouterr().err
+    assert "a weight is 0.01 to 100" in capsys.readouterr().err
 
 
 def test_a_configuration_is_read_again(tmp_path, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_configuration_is_read_again(tmp_path, monkeypatch):
     lab = Lab(GIB)
     path.write_text("budget 3G\nsockets /run/vms\nweight a=5\ninterval 7\n")
     args = balloonctl.reload(lab.controller, args)
-    wanted = (3 * GIB, {"a": 5}, 7)
+    wanted = (3 * GIB, {"a": 500}, 7)
     controller = lab.controller
     assert (controller.budget, controller.weights, controller.interval) == wanted
     for text in ("budget 3X\nsockets /run/vms", "budget 1G\nsockets /run/vms\nmin a=2G", "x"):
@@ -309,6 +309,13 @@ def test_a_configuration_is_read_again(tmp_path, monkeypatch):
         assert balloonctl.reload(controller, args) is args
         assert (controller.budget, controller.weights, controller.interval) == wanted
     assert len([line for line in lab.said if "is not taken" in line]) == 3
+    path.write_text("budget 3G\nsockets /run/vms\ndry-run\nlisten 9999\n")
+    args = balloonctl.reload(controller, args)
+    assert controller.dry_run
+    assert lab.said[-1] == "from the next start on: listen"
+    path.write_text("budget 3G\nsockets /run/vms\n")
+    balloonctl.reload(controller, args)
+    assert not controller.dry_run
 
 
 def test_a_daemon_reloads_and_writes_metrics(tmp_path):
@@ -364,6 +371,25 @@ def test_polling_is_put_back_after_a_crash(tmp_path):
         broken = lab()
         assert any("not read" in line for line in broken.said)
         broken.rounds(1)
+
+
+def test_what_was_learnt_is_known_after_a_crash(tmp_path):
+    """The guest need not thrash once more for it."""
+    path = tmp_path / "state"
+    reader, other = Reader("a", 500 * MIB, uses=100 * MIB), FakeVm("b", uses=150 * MIB)
+    first = Lab(GIB, reader, other, state=path)
+    first.rounds(60)
+    learnt = first.controller.tracks["a"].watch.learnt
+    assert json.loads(path.read_text())["learnt"] == {"a": learnt}
+    second = Lab(GIB, reader, other, state=path)
+    for _ in range(60):
+        second.rounds(1)
+        assert not reader.is_short
+    # Of a VM that is not there just now, too.
+    third = Lab(GIB, other, state=path)
+    third.rounds(2)
+    third.end()
+    assert json.loads(path.read_text())["learnt"] == {"a": learnt}
 
 
 def test_metrics_of_vms_are_what_the_parser_takes():
