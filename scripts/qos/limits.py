@@ -64,12 +64,14 @@ def parse_value(key: str, text: str) -> str:
         return text
     if kind == NAME or kind is None:
         if not re.fullmatch(r"[A-Za-z0-9_.:@+/-]{1,63}", text):
-            raise LimitsError(f"{text!r}: names have up to 63 letters, digits and _-.:@+/")
+            raise LimitsError(f"{key}: {text!r}: names have up to 63 letters, digits and _-.:@+/")
         return text
     pattern = r"(\d{1,19})([KMGT]?)(?:i?B)?" if kind == BYTES else r"(\d{1,19})()"
     match = re.fullmatch(pattern, text, re.ASCII | re.IGNORECASE)
     if not match:
-        raise LimitsError(f"{text!r} is no {'size: 512K, 8M' if kind == BYTES else 'number'}")
+        raise LimitsError(
+            f"{key}: {text!r} is no {'size: 512K, 8M' if kind == BYTES else 'number'}"
+        )
     return str(int(match[1]) * UNITS[match[2].upper()])
 
 
