@@ -453,6 +453,7 @@ def row_of(name: str, state: State) -> dict:
         "target": state.target,
         "actual": state.actual,
         "resident": state.resident,
+        "disk_read": state.disk_read,
         "paused": state.paused,
         "statistics": {
             "age": round(time.time() - state.updated, 1) if state.stats else None,

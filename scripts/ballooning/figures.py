@@ -26,6 +26,7 @@ DECISIONS = {
 def families_of(rows: list[dict]) -> list[Family]:
     """Of what `balloonctl status --json` prints."""
     up = Family("ferrule_balloon_up", "Whether the VM could be asked.", ("vm",))
+    read = Family("ferrule_balloon_disk_read_bytes_total", "What it read from its disks.", ("vm",))
     age = Family("ferrule_balloon_statistics_age_seconds", "Of what the guest says.", ("vm",))
     sizes = {
         key: Family(f"ferrule_balloon_{key}_bytes", text, ("vm",)) for key, text in SIZES.items()
@@ -44,7 +45,8 @@ def families_of(rows: list[dict]) -> list[Family]:
         for key, family in statistics.items():
             family.add(name, value=row["statistics"].get(key))
         age.add(name, value=row["statistics"]["age"])
-    return [up, age, *sizes.values(), *statistics.values()]
+        read.add(name, value=row["disk_read"])
+    return [up, age, read, *sizes.values(), *statistics.values()]
 
 
 def families_of_round(report: dict, rows: list[dict]) -> list[Family]:

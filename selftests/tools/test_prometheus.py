@@ -123,7 +123,7 @@ def environment_fixture(tmp_path_factory):
 @pytest.fixture(name="rounds", scope="module")
 def rounds_fixture():
     """Metrics of VMs: as status has them, and as a round of auto."""
-    state = State(GIB, GIB // 2, GIB // 2, GIB // 3, updated=1, stats=ROW)
+    state = State(GIB, GIB // 2, GIB // 2, GIB // 3, updated=1, stats=ROW, disk_read=8 * MIB)
     rows = [balloonctl.row_of("db", state), {"vm": "gone", "error": "no"}]
     a, b = FakeVm("db", uses=100 * MIB), FakeVm("web", uses=100 * MIB)
     lab = Lab(GIB, a, b)
@@ -204,6 +204,7 @@ def test_prometheus_takes_all_of_it(port):
     assert value("ferrule_balloon_available_bytes{vm='db',job='balloons'}") == 300 * MIB
     assert value("ferrule_balloon_up{vm='db',job='auto'}") == 1
     assert value("ferrule_balloon_available_bytes{vm='db',job='auto'}") > 100 * MIB
+    assert value("ferrule_balloon_disk_read_bytes_total") == 8 * MIB
     assert value("ferrule_balloon_up{vm='gone'}") == 0
     assert value("ferrule_balloon_budget_bytes") == GIB
 
@@ -239,6 +240,51 @@ def test_each_metric_is_on_the_dashboard_or_says_what_it_is(port):
     used = {name for _, e, _ in panels() for name in re.findall(r"ferrule_\w+", e)}
     used = {re.sub(r"_(total|bucket)$", "", name) for name in used}
     assert used <= {re.sub(r"_total$", "", name) for name in ours}
+
+
+def test_the_dashboard_is_what_grafana_knows():
+    """By the types that its makers publish: all fields are known, and none is of another kind."""
+    pytest.importorskip("grafana_foundation_sdk")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder  # noqa: PLC0415
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins  # noqa: PLC0415
+    from grafana_foundation_sdk.models.dashboard import Dashboard  # noqa: PLC0415
+    from grafana_foundation_sdk.models.prometheus import Dataquery  # noqa: PLC0415
+
+    register_default_plugins()
+    ours = json.loads(DASHBOARD.read_text())
+    dashboard = Dashboard.from_json(ours)
+    assert all(type(target) is Dataquery for p in dashboard.panels for target in p.targets)
+    theirs = json.loads(json.dumps(dashboard, cls=JSONEncoder))
+    assert not list(lost(ours, theirs))
+    # It does find what is none.
+    ours["panels"][0]["colour"] = "red"
+    ours["panels"][1]["gridPos"]["width"] = 3
+    theirs = json.loads(json.dumps(Dashboard.from_json(ours), cls=JSONEncoder))
+    assert list(lost(ours, theirs)) == ["/panels/0/colour", "/panels/1/gridPos/width"]
+
+
+def lost(ours, theirs, place=""):
+    """Where one has what the other has not, or has otherwise."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from lost(value, theirs.get(key), f"{place}/{key}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+            yield from lost(one, other, f"{place}/{number}")
+    elif ours != theirs:
+        yield place
+
+
+def test_panels_of_the_dashboard_do_not_cover_each_other():
+    """On its grid of 24 columns."""
+    taken = set()
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in taken, panel["title"]
+                taken.add((x, y))
 
 
 def test_variables_of_the_dashboard_have_values(port):
