@@ -13,9 +13,9 @@ import threading
 import time
 
 from tooling import metrics, output
-from tooling.arguments import Commands, named_value, seconds
+from tooling.arguments import Commands, count, named_value, seconds
 
-from . import disks, figures, files, live, moves, paths
+from . import disks, figures, files, latency, live, moves, paths
 from .limits import KEYS, Limits, LimitsError, show_value
 from .mapper import TIMEOUT, Device, Mapper, MapperError, node_of
 from .moves import Attached, QosError
@@ -24,10 +24,11 @@ ERROR = 1
 BLKID_SECONDS = 20
 LOCK = pathlib.Path("/run/qosctl.lock")
 LIST = ("how", "on", "group", "held", "reservation", "limits")
-TOP = ("r/s", "w/s", "rMB/s", "wMB/s", "held", "p50 ms", "p99 ms", "disk ms", "reserved", "share")
+TOP = ("r/s", "w/s", "rMB/s", "wMB/s", "held", "p50 ms", "p99 ms")
+TOP += ("disk ms", "disk p50", "disk p99", "reserved", "share")
 # Where there is no room these go first.
 LIST_LEAST = ("reservation", "on", "held", "group")
-TOP_LEAST = ("disk ms", "p50 ms", "share", "wMB/s", "rMB/s", "reserved")
+TOP_LEAST = ("disk p50", "p50 ms", "disk ms", "share", "wMB/s", "rMB/s", "reserved", "disk p99")
 
 EPILOG = """\
 A DEVICE is the path of a block device, or the name of a mapped device. Sizes: 512K, 8M, bytes. 0 is
@@ -120,7 +121,7 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
 
     top = commands.add("top", run_top, "show what the devices do, live")
     top.add_argument("--interval", type=seconds, default=1, metavar="SECONDS", help="(1)")
-    top.add_argument("--count", type=int, default=0, metavar="N", help="so often, and end")
+    top.add_argument("--count", type=count, default=0, metavar="N", help="so often, and end")
     top.add_argument("--group", help="only devices of this group")
 
     why = commands.add("why", run_why, "say what holds a device's I/O now")
@@ -462,17 +463,23 @@ def run_top(args: argparse.Namespace, mapper: Mapper) -> int:
     """qosctl top"""
     first, rounds = live.take(mapper), 0
     deadline = time.monotonic()
-    with screen(args) as show:
+    with latency.Regions(mapper) as regions, screen(args) as show:
+        regions.take(below(first))
         while not args.count or rounds < args.count:
             deadline = max(deadline + args.interval, time.monotonic())
             live.wait_until(deadline)
             last = live.take(mapper)
-            rates = live.all_between(first, last)
+            rates = live.all_between(first, last, regions.take(below(last)))
             if args.group:
                 rates = {n: r for n, r in rates.items() if group_of(r) == args.group}
             show(sorted(rates.values(), key=lambda r: (group_of(r), r.last.one.name)))
             first, rounds = last, rounds + 1
     return 0
+
+
+def below(samples: dict[str, live.Sample]) -> set[str]:
+    """The mapped devices that these lie on."""
+    return {sample.below for sample in samples.values() if sample.below}
 
 
 def group_of(rates: live.Rates) -> str:
@@ -526,7 +533,10 @@ def rows_of_top(rates: list[live.Rates]) -> list[list[str]]:
                 str(row["held"]),
                 in_ms(row["hold_p50_us"]),
                 in_ms(row["hold_p99_us"]),
-                "-" if one.disk_ms is None else f"{one.disk_ms:.1f}",
+                *(
+                    "-" if time_ms is None else f"{time_ms:.1f}"
+                    for time_ms in (one.disk_ms, one.disk_p50_ms, one.disk_p99_ms)
+                ),
                 reserved(one),
                 "-" if one.share is None else f"{one.share:.0%}",
             ]
@@ -538,7 +548,7 @@ def cells_of_group(members: list[live.Rates]) -> list[str]:
     """All of its members together."""
     sums = [f"{sum(getattr(m, f'{way}_iops') for m in members):.0f}" for way in live.DIRECTIONS]
     sums += [f"{sum(getattr(m, f'{w}_bps') for m in members) / 1e6:.1f}" for w in live.DIRECTIONS]
-    return [*sums, str(sum(m.last.held for m in members)), *["-"] * 5]
+    return [*sums, str(sum(m.last.held for m in members)), *["-"] * 7]
 
 
 def in_ms(times: dict) -> str:

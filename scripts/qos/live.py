@@ -6,6 +6,7 @@ import dataclasses
 import re
 import time
 
+from .latency import percentile_ms
 from .limits import Limits, parse_status
 from .mapper import Mapper, MapperError, read_stat
 from .moves import Attached, attached_among
@@ -36,6 +37,8 @@ class Sample:
     disk: Disk | None
     # Of its I/Os, those that have left and not come back.
     in_flight: int | None
+    # What it lies on, if that is a mapped device.
+    below: str | None = None
 
     def number(self, field: str) -> int:
         """A counter; 0 if the module does not have it."""
@@ -61,6 +64,7 @@ def take(mapper: Mapper) -> dict[str, Sample]:
     devices = mapper.devices()
     attached = attached_among(mapper, devices)
     statuses = mapper.statuses("qos", attached)
+    names = {device.number: device.name for device in devices.values()}
     found = {}
     for name, one in sorted(attached.items()):
         if name not in statuses:
@@ -72,6 +76,7 @@ def take(mapper: Mapper) -> dict[str, Sample]:
             parse_status(statuses[name][0]),
             read_disk(one.below),
             own.in_flight if own else None,
+            names.get(one.below),
         )
     return found
 
@@ -110,6 +115,9 @@ class Rates:
     write_bps: float
     # Mean time at the disk below in milliseconds, of all who use it.
     disk_ms: float | None
+    # The same: median and 99th percentile.
+    disk_p50_ms: float | None = None
+    disk_p99_ms: float | None = None
     # Of the I/Os of its group.
     share: float | None = None
     missed: int = 0
@@ -148,9 +156,19 @@ def between(first: Sample, last: Sample) -> Rates:
     return Rates(last, disk_ms=disk, missed=grown("reserve_missed"), **rates)
 
 
-def all_between(first: dict[str, Sample], last: dict[str, Sample]) -> dict[str, Rates]:
-    """Of all devices that are in both, with their shares."""
+def all_between(
+    first: dict[str, Sample],
+    last: dict[str, Sample],
+    took: dict[str, list[int]] | None = None,
+) -> dict[str, Rates]:
+    """Of all devices that are in both, with their shares; `took` is how long I/Os took at what lies
+    below, by that device.
+    """
     found = {name: between(first[name], last[name]) for name in last if name in first}
+    for name, rates in found.items():
+        if counts := (took or {}).get(rates.last.below):
+            p50, p99 = (percentile_ms(counts, part) for part in (0.5, 0.99))
+            found[name] = dataclasses.replace(rates, disk_p50_ms=p50, disk_p99_ms=p99)
     totals: dict[str, float] = {}
     for rates in found.values():
         group = rates.last.one.limits.values.get("group")
@@ -178,7 +196,14 @@ def row_of(rates: Rates) -> dict:
         "in_flight": last.in_flight,
         "hold_p50_us": {way: last.status.get(f"{way}_hold_p50_us") for way in DIRECTIONS},
         "hold_p99_us": {way: last.status.get(f"{way}_hold_p99_us") for way in DIRECTIONS},
-        "disk_mean_ms": None if rates.disk_ms is None else round(rates.disk_ms, 3),
+        **{
+            f"disk_{what}_ms": None if value is None else round(value, 3)
+            for what, value in (
+                ("mean", rates.disk_ms),
+                ("p50", rates.disk_p50_ms),
+                ("p99", rates.disk_p99_ms),
+            )
+        },
         "reservation": last.status.get("reservation"),
         "missed": rates.missed,
         "share": None if rates.share is None else round(rates.share, 4),

@@ -51,6 +51,13 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
+def count(text: str) -> int:
+    """How often, 1 at least."""
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not how often: 1 or more")
+    return int(text)
+
+
 def port(text: str) -> int:
     """A number that a port can have."""
     if not (text.isdecimal() and 1 <= int(text) <= 65535):

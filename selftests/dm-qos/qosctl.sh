@@ -136,6 +136,9 @@ goes_into_a_device_in_use_and_out() {
 	diag "$(cat /tmp/why)"
 	qosctl top --count 1 --json >/tmp/top
 	check "top" grep -q '"device": "l"' /tmp/top
+	check "what I/Os take below" grep -q '"disk_p99_ms": [0-9]' /tmp/top
+	check "nobody counts that any more" \
+		[ -z "$(dmsetup message l-qos-below 0 @stats_list)" ]
 	diag "$(qosctl_shown top --count 1)"
 	check "set" qosctl set l --iops 0
 	check "detach" qosctl detach l

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from qos import __main__ as qosctl
-from qos import disks, figures, files, live, moves, paths
+from qos import disks, figures, files, latency, live, moves, paths
 from qos.limits import KEYS, Limits, LimitsError, make_line, parse_line
 from qos.mapper import Device, Line, Mapper, MapperError, parse_devices, parse_tables, problem_of
 from qos.moves import BELOW, QosError
@@ -426,8 +426,8 @@ def test_limits_survive_tables_and_files(values):
     + [("Key", "1"), ("bps 1 iops", "1"), ("group", "x" * 64)],
 )
 def test_what_is_no_limit_is_refused(key, text):
-    """Before anything is done."""
-    with pytest.raises(LimitsError):
+    """Before anything is done, and the key is named."""
+    with pytest.raises(LimitsError, match=re.escape(key)):
         Limits.of({key: text})
 
 
@@ -554,6 +554,64 @@ def test_why(last, reason):
         last, at=0.0, status={}, disk=live.Disk(0, 0, 0) if last.disk else None
     )
     assert reason in live.why_of("a", {"a": first}, {"a": last})
+
+
+def test_percentiles_of_what_is_below():
+    """By the buckets of device mapper's statistics."""
+    counts = [0] * (len(latency.BOUNDS) + 1)
+    assert latency.percentile_ms(counts, 0.5) is None
+    counts[latency.BOUNDS.index(1024)] = 98
+    counts[latency.BOUNDS.index(8192)] = 2
+    assert 0.768 < latency.percentile_ms(counts, 0.5) <= 1.024
+    assert 6.144 < latency.percentile_ms(counts, 0.99) <= 8.192
+    counts[-1] = 100
+    assert latency.percentile_ms(counts, 0.99) == latency.BOUNDS[-1] / 1000
+    assert latency.parse_region(f"0+8192 {'7 ' * 13}{':'.join(map(str, counts))}\n") == counts
+    for text in ("", "0+8 1 2", "0+8 1:2", "x:y"):
+        with pytest.raises((ValueError, IndexError)):
+            latency.parse_region(text)
+
+
+class StatsMapper:
+    """Devices with statistics, but for one that has none."""
+
+    def __init__(self):
+        self.regions = {"l-qos-below": {"0": 1 << 30, "1": os.getpid()}}
+        self.next = 2
+
+    def message(self, name, text):
+        """As the kernel."""
+        command, *words = text.split()
+        if name == "none" or name not in self.regions:
+            raise MapperError("Operation not supported")
+        regions = self.regions[name]
+        if command == "@stats_list":
+            return "".join(
+                f"{r}: 0+8 8 {words[0]} {pid} precise_timestamps\n" for r, pid in regions.items()
+            )
+        if command == "@stats_create":
+            regions[str(self.next)] = int(words[-1])
+            self.next += 1
+            return f"{self.next - 1}\n"
+        if command == "@stats_delete":
+            del regions[words[0]]
+            return ""
+        assert command == "@stats_print_clear" and words[0] in regions
+        counts = [0] * len(latency.BOUNDS) + [4]
+        return f"0+8 4 {':'.join(map(str, counts))}\n"
+
+
+def test_statistics_are_of_a_top_that_runs():
+    """It takes those away that one which was killed has left, and its own; nobody else's."""
+    mapper = StatsMapper()
+    with latency.Regions(mapper) as regions:
+        assert regions.take({"l-qos-below", "none"}) == {}
+        assert mapper.regions == {"l-qos-below": {"1": os.getpid(), "2": os.getpid()}}
+        assert regions.take({"l-qos-below", "none"})["l-qos-below"][-1] == 4
+        # Another one of that name, a moment later.
+        regions.take(set())
+        assert regions.take({"l-qos-below"}) == {}
+    assert set(mapper.regions["l-qos-below"]) == {"1", "2"}
 
 
 def test_top_fits_into_80_columns():
