@@ -150,8 +150,11 @@ class Controller:
         vms = [self.as_seen(name, track) for name, track in sorted(self.tracks.items())]
         budget = self.budget_for(vms)
         decision = policy.decide(budget, vms, self.rules, give_out=not self.unknown)
-        self.wanted = decision.short > 0 or decision.missing > 0
-        self.tell_missing(decision.missing, [vm.name for vm in vms if vm.need is None])
+        # What is given to see whether it helps is nothing that a guest is known to need.
+        known = [self.as_seen(name, track, False) for name, track in sorted(self.tracks.items())]
+        firm = policy.decide(budget, known, self.rules, give_out=not self.unknown)
+        self.wanted = firm.short > 0 or firm.missing > 0
+        self.tell_missing(firm.missing, [vm.name for vm in vms if vm.need is None])
         if not self.dry_run:
             await self.all_in_time(
                 self.apply, {n: s for n, s in decision.targets.items() if n not in self.pending}
@@ -168,7 +171,7 @@ class Controller:
             "budget": budget,
             "total": sum(vm.actual for vm in vms),
             "unknown": len(self.unknown),
-            "missing": decision.missing,
+            "missing": firm.missing,
             "problems": self.problems,
             "vms": [
                 {
@@ -371,15 +374,16 @@ class Controller:
             return str(error)
         return None
 
-    def as_seen(self, name: str, track: Track) -> policy.Vm:
-        """A VM for the policy."""
-        state = track.state
+    def as_seen(self, name: str, track: Track, trials: bool = True) -> policy.Vm:
+        """A VM for the policy, with what it is given as a trial, or without."""
+        state, watch = track.state, track.watch
+        learnt = watch.learnt if trials else watch.confirmed
         need = track.need if track.age is not None else None
         floor = self.floors.get(name)
         floor = None if floor is None else min(floor, state.maximum)
-        if track.watch.learnt:
+        if learnt:
             least = state.maximum * self.rules.floor // policy.PARTS if floor is None else floor
-            floor = max(least, track.watch.learnt)
+            floor = max(least, learnt)
         return policy.Vm(
             name,
             state.maximum,
@@ -389,10 +393,8 @@ class Controller:
             floor,
             may_take=not track.rests,
             weight=self.weights.get(name, policy.WEIGHT),
-            thrashes=track.watch.thrashes and need is not None,
-            fresh=track.taken_at != state.updated
-            and (track.age or 0) <= STALE
-            and not track.watch.rises,
+            thrashes=trials and watch.thrashes and need is not None,
+            fresh=track.taken_at != state.updated and (track.age or 0) <= STALE and not watch.rises,
         )
 
     async def apply(self, name: str, size: int) -> None:

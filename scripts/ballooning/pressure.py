@@ -153,9 +153,12 @@ class Watch:
         """Whether more memory helps."""
         self.trial.look(rate, state.actual)
         if not self.bad:
-            self.trial = None
+            # Its fair share may have been more than was asked for.
+            self.learnt, self.trial = max(self.learnt, state.actual), None
         elif self.trial.is_over(step):
-            if not self.trial.helped:
+            if self.trial.helped:
+                self.learnt = max(self.learnt, state.actual)
+            else:
                 self.learnt = self.trial.learnt
                 self.believe(self.trial.after)
                 self.patience = min(CALM_MOST, 2 * self.patience)
@@ -165,6 +168,11 @@ class Watch:
     def believe(self, rate: float) -> None:
         """That is not for want of memory."""
         self.own, self.believed, self.bad = rate, self.patience, 0
+
+    @property
+    def confirmed(self) -> int:
+        """What was learnt, without what is being tried."""
+        return self.trial.learnt if self.trial else self.learnt
 
     @property
     def rises(self) -> bool:

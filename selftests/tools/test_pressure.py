@@ -108,6 +108,25 @@ def test_a_guest_that_streams_and_reads_a_file_keeps_the_file():
     assert other.state.actual >= 150 * MIB + 80 * MIB
 
 
+def test_trials_of_others_take_nothing_that_was_learnt():
+    """Two that read on however much they have, beside one that needs its files."""
+    reader = Reader("a", 900 * MIB, "disk reads", maximum=3 * GIB // 2, uses=150 * MIB)
+    streams = [
+        Reader(name, 0, "disk reads", stream=500, maximum=3 * GIB // 2, uses=650 * MIB)
+        for name in "bc"
+    ]
+    host = Lab(3 * GIB, reader, *streams)
+    host.rounds(40)
+    short = tried = 0
+    for _ in range(600):
+        report = host.rounds(1)
+        short += reader.is_short
+        tried += any(host.controller.tracks[name].watch.trial is not None for name in "bc")
+        assert report["missing"] == 0
+    assert tried > 10
+    assert short <= 10
+
+
 def test_reads_of_a_guest_with_free_memory_are_no_want_of_it():
     """It fills its cache, and has room for that."""
     watch = Watch()
