@@ -94,8 +94,11 @@ class Controller:
         # For so many rounds the budget was not enough.
         self.missing = 0
         self.told = False
-        # Somebody lacked memory in the last round.
+        # In the last round: somebody lacked memory; what was left of the budget; and what each had
+        # beyond its least.
         self.wanted = False
+        self.room = 0
+        self.beyond: dict[str, int] = {}
 
     def remembered(self, what: str) -> dict[str, int]:
         """What one before this one knew of VMs, and had no time to put right."""
@@ -154,6 +157,8 @@ class Controller:
         known = [self.as_seen(name, track, False) for name, track in sorted(self.tracks.items())]
         firm = policy.decide(budget, known, self.rules, give_out=not self.unknown)
         self.wanted = firm.short > 0 or firm.missing > 0
+        self.room = max(0, budget - sum(vm.hold for vm in vms))
+        self.beyond = {vm.name: max(0, vm.hold - firm.least[vm.name]) for vm in known}
         self.tell_missing(firm.missing, [vm.name for vm in vms if vm.need is None])
         if not self.dry_run:
             await self.all_in_time(
@@ -341,7 +346,7 @@ class Controller:
             has = max(before.actual, state.actual)
             track.need = None if state.available is None else max(0, has - state.available)
             step = state.maximum * self.rules.step // policy.PARTS
-            track.watch.look(state, step, self.wanted)
+            track.watch.look(state, step, self.wanted, self.spare_for(track.vm.name))
         late = max(1, (track.polling or 0) / self.interval) * STALE
         if track.age is None or track.age > late:
             track.age = track.need = None
@@ -352,6 +357,13 @@ class Controller:
             track.still = 0
         if track.still >= STUCK:
             track.still, track.rests = 0, REST
+
+    def spare_for(self, name: str) -> int:
+        """How much more a guest may be given to see whether it helps. It may be of use to others,
+        so that is half of what they have beyond their least.
+        """
+        others = sum(size for other, size in self.beyond.items() if other != name)
+        return self.room + others // 2
 
     async def poll(self, name: str, track: Track) -> str | None:
         """See to it that a guest is asked for statistics, if nobody has: in a dry run too. Returns

@@ -18,7 +18,7 @@ budget has left now, not of what has been asked back, so that the guests togethe
 the budget.
 
 A guest that *thrashes* (it reads again and again what it had to drop, whatever it says is
-available) gives nothing, and its least is a step more than it has, or what it was last given.
+available) gives nothing. What it is to get for that is in its floor.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ class Vm:
     may_take: bool = True
     # Its part of what is shared out, by that of others.
     weight: int = WEIGHT
-    # It reads what it had to drop: by what it says is available it could spare more than it can.
+    # It reads what it had to drop, so it can spare less than it says is available.
     thrashes: bool = False
     # Whether its need was seen since memory was taken last, and not long ago. If not, no more is
     # taken: it may be in use by now.
@@ -109,7 +109,7 @@ def least_of(vm: Vm, rules: Rules) -> int:
         return vm.hold
     kept = 0 if vm.may_take else vm.hold
     if vm.thrashes:
-        kept = max(vm.hold, min(vm.maximum, up(vm.actual + vm.maximum * rules.step // PARTS)))
+        kept = vm.hold
     margin = max(vm.need * rules.margin // PARTS, min(rules.margin_least, vm.maximum // 6))
     floor = vm.maximum * rules.floor // PARTS if vm.floor is None else vm.floor
     return max(kept, min(vm.maximum, up(max(vm.need + margin, floor))))

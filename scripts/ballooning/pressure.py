@@ -96,8 +96,10 @@ class Watch:
     # How many steps it may get until that has to have helped.
     reach: int = REACH
 
-    def look(self, state: State, step: int, wanted: bool = True) -> None:
-        """New statistics. `wanted`: somebody lacks memory."""
+    def look(self, state: State, step: int, wanted: bool = True, spare: int | None = None) -> None:
+        """New statistics. `wanted`: somebody lacks memory. `spare` is how much more it may be given
+        to see whether that helps.
+        """
         rate = self.rate(state)
         if self.believed and not self.trial:
             self.believed -= 1
@@ -109,7 +111,7 @@ class Watch:
         if self.trial:
             self.follow(rate, state, step)
         if self.thrashes:
-            self.ask_for_more(rate, state, step)
+            self.ask_for_more(rate, state, step, spare)
         elif self.good > self.calm and self.learnt and wanted:
             self.given_up = self.given_up or self.learnt
             self.learnt = max(0, self.learnt - state.maximum // 100)
@@ -133,20 +135,22 @@ class Watch:
         known = before.keys() & counts.keys()
         return max((counts[name] - before[name] for name in known), default=0) / seconds
 
-    def ask_for_more(self, rate: float, state: State, step: int) -> None:
+    def ask_for_more(self, rate: float, state: State, step: int, spare: int | None) -> None:
         """It thrashes."""
         if self.trial is None:
             if state.actual + 3 * step // 2 > state.maximum:
                 # It has nearly all of its memory.
                 self.believe(rate)
                 return
-            goal = min(state.maximum, state.actual + self.reach * step)
+            more = self.reach * step
+            goal = min(state.maximum, state.actual + (more if spare is None else min(spare, more)))
             self.trial = Trial(rate, self.learnt, state.actual, goal, state.actual)
         if self.given_up:
             # It did need that.
             self.calm = min(CALM_MOST, 2 * self.calm)
             self.learnt, self.given_up = max(self.learnt, self.given_up), 0
             self.trial.learnt = self.learnt
+            self.trial.goal = max(self.trial.goal, self.learnt)
         self.learnt = max(self.learnt, min(self.trial.goal, state.actual + step))
 
     def follow(self, rate: float, state: State, step: int) -> None:

@@ -121,15 +121,13 @@ def test_of_a_guest_that_gives_nothing_nothing_is_taken(host):
 
 @given(hosts())
 def test_of_a_guest_that_thrashes_nothing_is_taken(host):
-    """Nor what it was given and has not made use of yet; and it is to have a step more."""
+    """Nor what it was given and has not made use of yet."""
     budget, vms = host
     vms = [dataclasses.replace(vm, thrashes=vm.need is not None) for vm in vms]
     decision = decide(budget, vms)
     for old, new in zip(vms, after(vms, decision), strict=True):
         if old.thrashes:
             assert new.hold >= old.hold
-            more = old.actual + old.maximum * RULES.step // PARTS
-            assert decision.least[old.name] >= min(old.maximum, more)
 
 
 @given(hosts())
@@ -206,7 +204,6 @@ def settle(budget, vms, rounds=200):
 def test_it_comes_to_rest(host):
     """In as many rounds as the steps take; and no guest is sent up and down on the way."""
     budget, vms = host
-    # Who thrashes wants more in each round.
     vms = [dataclasses.replace(vm, target=vm.actual, thrashes=False) for vm in vms]
     start = {vm.name: vm.actual for vm in vms}
     resting, changes, _ = settle(budget, vms)

@@ -127,6 +127,21 @@ def test_trials_of_others_take_nothing_that_was_learnt():
     assert short <= 10
 
 
+def test_a_trial_leaves_others_half_of_what_they_may_need():
+    """Their cache may be of use to them; a guess is not worth all of it."""
+    stream = Reader("a", 0, "disk reads", stream=900, uses=100 * MIB)
+    other = FakeVm("b", uses=150 * MIB)
+    host = Lab(GIB, stream, other)
+    host.rounds(30)
+    beyond = other.state.actual - 230 * MIB
+    tried = 0
+    for _ in range(200):
+        host.rounds(1)
+        tried += host.controller.tracks["a"].watch.trial is not None
+        assert other.state.actual >= 230 * MIB + beyond // 4
+    assert tried > 5
+
+
 def test_reads_of_a_guest_with_free_memory_are_no_want_of_it():
     """It fills its cache, and has room for that."""
     watch = Watch()
