@@ -25,7 +25,7 @@ MANY = 100
 IN_A_ROW = 2
 # More memory has helped if no more than this percentage of them is left. That is looked at when it
 # has got no more in so many samples, or in so many got nothing.
-HELPED, SETTLED, PATIENCE = 75, 4, 16
+HELPED, SETTLED, LATEST, PATIENCE = 75, 6, 3, 16
 # It is given so many steps at first, and twice as many each time that this was no help.
 REACH = 4
 # What it does at any size is no want of memory, as long as it is not this percentage of that.
@@ -65,8 +65,8 @@ class Trial:
 
     @property
     def after(self) -> float:
-        """What is left in a second."""
-        return statistics.fmean(self.rates)
+        """What is left in a second, in the latest samples: the first may have filled a cache."""
+        return statistics.fmean(self.rates[-LATEST:])
 
     @property
     def helped(self) -> bool:
@@ -101,6 +101,8 @@ class Watch:
         to see whether that helps.
         """
         rate = self.rate(state)
+        if rate is None:
+            return
         if self.believed and not self.trial:
             self.believed -= 1
             self.own = self.own if self.believed else 0
@@ -116,9 +118,10 @@ class Watch:
             self.given_up = self.given_up or self.learnt
             self.learnt = max(0, self.learnt - state.maximum // 100)
 
-    def rate(self, state: State) -> float:
-        """What it had most of in a second. Counters that went back are those of a guest that was
-        booted anew.
+    def rate(self, state: State) -> float | None:
+        """What it had most of in a second. None: it reads from its disks, and has room for that, so
+        nothing can be told until that is full. Counters that went back are those of a guest that
+        was booted anew.
         """
         counts = {name: state.stats[name] for name in COUNTS if name in state.stats}
         if "swap-in" in state.stats:
@@ -129,11 +132,14 @@ class Watch:
         since, self.at, self.counts = self.at, state.updated, counts
         if not since or seconds <= 0:
             return 0
-        free = state.stats.get("free-memory", 0)
-        if free > max(ROOM, state.actual // ROOM_PART):
-            counts = {name: count for name, count in counts.items() if name != "disk reads"}
         known = before.keys() & counts.keys()
-        return max((counts[name] - before[name] for name in known), default=0) / seconds
+        grown = {name: (counts[name] - before[name]) / seconds for name in known}
+        read = grown.pop("disk reads", 0)
+        others = max(grown.values(), default=0)
+        has_room = state.stats.get("free-memory", 0) > max(ROOM, state.actual // ROOM_PART)
+        if has_room and read >= MANY > others:
+            return None
+        return others if has_room else max(read, others)
 
     def ask_for_more(self, rate: float, state: State, step: int, spare: int | None) -> None:
         """It thrashes."""

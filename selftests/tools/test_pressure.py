@@ -152,6 +152,28 @@ def test_reads_of_a_guest_with_free_memory_are_no_want_of_it():
         assert watch.thrashes == (second > 10)
 
 
+def test_what_was_given_has_to_be_full_before_it_can_have_helped():
+    """Until then it reads as much as before, and nobody can tell whether from want of memory."""
+    watch = Watch()
+
+    def look(second, free, read):
+        stats = {"free-memory": free * MIB}
+        state = State(2 * GIB, GIB, updated=second, disk_read=read * MIB, stats=stats)
+        watch.look(state, GIB // 20, wanted=True)
+        return watch.learnt, watch.trial is not None
+
+    look(1, 50, 0)
+    look(2, 50, 10)
+    asked = look(3, 50, 20)
+    assert asked[0] > GIB and asked[1]
+    for second in range(4, 60):
+        assert look(second, 200, 10 * second) == asked
+        assert watch.rises
+    # It is full, and nothing more is read.
+    assert look(60, 50, 600)[1]
+    assert not look(61, 50, 600)[1]
+
+
 def test_what_was_learnt_is_kept_while_nobody_wants_it():
     """To try whether a guest needs it still costs that guest something."""
     reader = Reader("a", 500 * MIB, uses=100 * MIB)
