@@ -16,7 +16,7 @@ import traceback
 
 import report
 import vm
-from benchmarks import names
+from benchmarks import PARTS, names
 from benchmarks.results import OUT, Results
 from rich.console import Console
 
@@ -27,9 +27,10 @@ def main() -> int:
     parser.add_argument("--kdir", type=pathlib.Path, help="a kernel build of your own")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names()))
     args = parser.parse_args()
-    unknown = set(args.names) - set(names())
+    unknown = set(args.names) - set(names()) - PARTS
     if unknown:
-        parser.error(f"no benchmark {', '.join(unknown)}: there are {', '.join(names())}")
+        known = ", ".join([*names(), *sorted(PARTS)])
+        parser.error(f"no benchmark {', '.join(unknown)}: there are {known}")
 
     vm.kill_guests_on_signal()
     OUT.mkdir(parents=True, exist_ok=True)

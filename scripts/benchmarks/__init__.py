@@ -4,9 +4,11 @@
 import pkgutil
 
 # What is in the package and is no benchmark.
-SHARED = {"lab", "results"}
+SHARED = {"blind", "guests", "lab", "results"}
+# What is part of another one, and can be run alone.
+PARTS = {"readers"}
 
 
 def names() -> list[str]:
     """All benchmarks."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED)
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - SHARED - PARTS)

@@ -8,37 +8,44 @@ in one as it falls in another. Guests of fixed size have to be as large as their
 
 A latency counts from when a request was to come, by a clock that runs on while the guest does not.
 The objective is four times the 99th percentile with fixed sizes, in the quieter of the runs.
-Utilisation is what guests
-use of the budget, by their own statistics (all less what is available), over whole cycles of the
-load. The load is made such that at any time all guests together need the same part of the budget.
+Utilisation is what guests use of the budget, by their own statistics (all less what is available),
+over whole cycles of the load. The load is made such that at any time all guests together need the
+same part of the budget.
+
+Guests that read files all the time are a part of their own, in readers.py.
 """
 
-import bisect
-import contextlib
 import dataclasses
 import itertools
-import json
-import pathlib
 import statistics
-import subprocess
-import tempfile
-import threading
 import time
 
-import vm
+from . import readers
+from .guests import (
+    BUDGET_MIB,
+    GUEST_MIB,
+    MIB,
+    SCRIPTS,
+    SERVE,
+    Auto,
+    Machine,
+    Run,
+    Sampler,
+    Variant,
+    automatic,
+    machines_of,
+    mean,
+    percentile,
+    within,
+)
+from .results import OUT, Goal, Results
 
-from .results import OUT, BenchmarkError, Goal, Results
-
-MIB = 1 << 20
-BUDGET_MIB = 3072
-GUEST_MIB = 1536
 # What all need at any time, of the budget, and what a guest of all of its memory has available when
 # it uses the most.
 NEED = 0.89
 HEADROOM_MIB = 96
 # Of the critical workload.
 DATA_MIB = 256
-REQUESTS = 100
 WITHIN = 4
 KEPT = 0.9999
 # How fast use rises and falls, and how long it stays so.
@@ -46,42 +53,13 @@ MIB_PER_SECOND = 16
 FILL_MIB_PER_SECOND = 48
 HOLD_SECONDS = 8
 SETTLE_SECONDS = 8
-AUTO = ["--budget", f"{BUDGET_MIB}M", "--interval", "1", "--step", "10", "--margin", "5"]
-BALLOON = "/machine/peripheral/balloon0"
-SCRIPTS = vm.ROOT / "scripts/guest"
 # Of all guests together: what a kernel may move by the way.
 SWAPPED_PAGES = 256
 
+# The data of the critical workload.
 PREPARE = f"""
-disk=$(ls /dev/vd? | head -n 1)
-mkswap $disk >/dev/null && swapon $disk || exit
-mkdir -p /run/use /run/data && mount -t tmpfs -o size=4G use /run/use || exit
-mount -t tmpfs -o size=4G data /run/data || exit
 python3 {SCRIPTS}/hold.py /run/data/file {DATA_MIB} 0 || exit
-rmmod virtio_balloon 2>/dev/null
-insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" || exit
-setsid nice -n -15 python3 {SCRIPTS}/service.py /run/data/file {REQUESTS} %d /run/service.json \
-	>/run/service.log 2>&1 </dev/null &
-echo $! >/run/service.pid
 """
-BEGIN = "kill -USR1 $(</run/service.pid)"
-END = """
-kill -TERM $(</run/service.pid)
-while [ -e /proc/$(</run/service.pid) ]; do sleep 0.2; done
-cat /run/service.json || { cat /run/service.log; exit 1; }
-"""
-# Pages that are all zero are swapped without any I/O, and counted apart.
-COUNTERS = "grep -E '^(pswp(in|out)|swp(in|out)_zero|oom_kill|allocstall_[a-z0-9_]+) ' /proc/vmstat"
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A way to use the budget."""
-
-    name: str
-    guests: int
-    guest_mib: int
-    automatic: bool = False
 
 
 AUTOMATIC = Variant("balloonctl auto", 3, GUEST_MIB, automatic=True)
@@ -112,250 +90,6 @@ class Load:
         return (self.high - self.low) / MIB_PER_SECOND
 
 
-class Machine:
-    """A guest with its workloads."""
-
-    def __init__(self, guest: vm.Guest, number: int, mib: int):
-        self.guest = guest
-        self.mib = mib
-        self.pid = guest.qemu_pid()
-        guest.check(PREPARE % number, 300)
-        self._set_polling(1)
-        # Statistics until then have nothing to do with this.
-        time.sleep(3)
-        # What the guest's kernel has for itself is in no statistics but counts.
-        self._kernel = mib * MIB - self.statistics()["stat-total-memory"]
-        # Changes of its use: when, from how much and to how much, and when that was to end.
-        self._before, self._after, self._since, self._until = 0, 0, 0.0, 0.0
-        # The most that a change was late, in seconds.
-        self.late = 0.0
-        self._waited = 0.0
-        self._counters: dict[str, int] = {}
-
-    def _set_polling(self, seconds: int) -> None:
-        name = "guest-stats-polling-interval"
-        self.guest.qmp.execute("qom-set", path=BALLOON, property=name, value=seconds)
-
-    def statistics(self) -> dict[str, int]:
-        """What the guest last said of itself."""
-        answer = self.guest.qmp.execute("qom-get", path=BALLOON, property="guest-stats")
-        if not answer["last-update"]:
-            raise BenchmarkError("a guest says nothing of its memory")
-        return answer["stats"]
-
-    def used(self) -> int:
-        """What it and its kernel use, in bytes."""
-        stats = self.statistics()
-        return self._kernel + stats["stat-total-memory"] - stats["stat-available-memory"]
-
-    def workload(self) -> float:
-        """What its workloads are to have in memory, in bytes."""
-        part = 1.0
-        if time.monotonic() < self._until:
-            part = (time.monotonic() - self._since) / (self._until - self._since)
-        return (DATA_MIB + self._before + part * (self._after - self._before)) * MIB
-
-    def resident(self) -> int:
-        """Memory of the host that its emulator holds, in bytes."""
-        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.split("VmRSS:")[1].split()[0]) * 1024
-
-    def waited(self) -> float:
-        """Seconds that its threads, which had work to do, were without a CPU of the host so far."""
-        nanoseconds = 0
-        for schedstat in pathlib.Path(f"/proc/{self.pid}/task").glob("*/schedstat"):
-            with contextlib.suppress(FileNotFoundError):
-                nanoseconds += int(schedstat.read_text().split()[1])
-        return nanoseconds / 1e9
-
-    def start_use(self, mib: int, seconds: float) -> None:
-        """Begin to change how much is used."""
-        self._before, self._after = self._after, mib
-        self._since = time.monotonic()
-        self._until = self._since + seconds
-        self.guest.send(f"python3 {SCRIPTS}/hold.py /run/use/file {mib} {seconds}")
-
-    def end_use(self) -> None:
-        """Wait until it has changed."""
-        status, output = self.guest.wait(600)
-        if status:
-            raise BenchmarkError(f"a guest cannot have the memory that it wants: {output}")
-        self.late = max(self.late, float(output) - (self._until - self._since))
-
-    def begin(self) -> None:
-        """From now on all counts."""
-        self.late = 0.0
-        self._waited = self.waited()
-        self._counters = self._read_counters()
-        self.guest.check(BEGIN)
-
-    def finish(self) -> dict:
-        """What the critical workload saw, and how the guest fared."""
-        waited = self.waited() - self._waited
-        found = json.loads(self.guest.check(END, 120))
-        return {
-            "waited": waited,
-            "us": sorted(found["us"]),
-            "slowest": {int(second): us for second, us in found["slowest"].items()},
-            "late": self.late,
-            "counters": {
-                name: value - self._counters[name] for name, value in self._read_counters().items()
-            },
-        }
-
-    def _read_counters(self) -> dict[str, int]:
-        rows = map(str.split, self.guest.check(COUNTERS).splitlines())
-        return {name: int(value) for name, value in rows}
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Shares of the budget, so many seconds after the beginning."""
-
-    seconds: float
-    used: float
-    workload: float
-    resident: float
-
-
-class Sampler:
-    """What all guests use, once a second, beside what is done with them."""
-
-    def __init__(self, machines: list[Machine]):
-        self.machines = machines
-        self.samples: list[Sample] = []
-        self.error: Exception | None = None
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Sampler":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind, *_exc) -> None:
-        self._end.set()
-        self._thread.join()
-        # What ends the block says more.
-        if kind is None:
-            self.check()
-
-    def check(self) -> None:
-        """Raise what ended it."""
-        if self.error:
-            raise BenchmarkError(f"no samples of memory any more: {self.error!r}") from self.error
-
-    def _run(self) -> None:
-        started = time.monotonic()
-        try:
-            while True:
-                shares = (
-                    sum(what(machine) for machine in self.machines) / (BUDGET_MIB * MIB)
-                    for what in (Machine.used, Machine.workload, Machine.resident)
-                )
-                self.samples.append(Sample(time.monotonic() - started, *shares))
-                if self._end.wait(1):
-                    break
-        except Exception as error:  # pylint: disable=broad-exception-caught
-            self.error = error
-
-
-def mean(samples: list[Sample], what: str) -> float:
-    """By the time that each stands for."""
-    area = sum(
-        (after.seconds - before.seconds) * (getattr(before, what) + getattr(after, what)) / 2
-        for before, after in itertools.pairwise(samples)
-    )
-    return area / (samples[-1].seconds - samples[0].seconds)
-
-
-class Auto:
-    """A running `balloonctl auto`, and its reports."""
-
-    def __init__(self, directory: pathlib.Path):
-        command = [vm.ROOT / "scripts/balloonctl", "auto", *AUTO, "--json", "--sockets", directory]
-        self.log = OUT / "consolidate-auto.log"
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(  # pylint: disable=consider-using-with
-                command, stdout=subprocess.PIPE, stderr=log, text=True
-            )
-        # When each came.
-        self.reports: list[tuple[float, dict]] = []
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.reports.append((time.monotonic(), json.loads(line)))
-
-    def check(self) -> None:
-        """It runs, and says so."""
-        status = self.process.poll()
-        if status is not None:
-            raise BenchmarkError(f"balloonctl auto ended with status {status}: see {self.log}")
-        if not self._thread.is_alive():
-            raise BenchmarkError("balloonctl auto prints what is no report")
-        if self.reports and time.monotonic() - self.reports[-1][0] > 30:
-            raise BenchmarkError(f"balloonctl auto does nothing any more: see {self.log}")
-
-    def wait_until_met(self, guests: int) -> None:
-        """Until the guests, all of them, are within the budget."""
-        deadline = time.monotonic() + 180
-        while True:
-            self.check()
-            if self.reports:
-                report = self.reports[-1][1]
-                if len(report["vms"]) == guests and report["total"] <= BUDGET_MIB * MIB:
-                    return
-            if time.monotonic() > deadline:
-                raise BenchmarkError(f"the budget is not met: {self.reports[-1:]}")
-            time.sleep(0.5)
-
-    def since(self, begin: float) -> list[tuple[float, dict]]:
-        """Reports, and the seconds after that time."""
-        return [(at - begin, report) for at, report in self.reports if at >= begin]
-
-    def end(self) -> None:
-        """As an operator would."""
-        self.process.terminate()
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._thread.join(10)
-        self.process.stdout.close()
-
-
-@dataclasses.dataclass
-class Run:
-    """What one run of a variant gave."""
-
-    guests: list[dict]
-    samples: list[Sample]
-    reports: list[tuple[float, dict]]
-
-    def total(self, prefix: str) -> int:
-        """A counter of all guests; the kernel has several for some."""
-        return sum(
-            value
-            for guest in self.guests
-            for name, value in guest["counters"].items()
-            if name.startswith(prefix)
-        )
-
-    def swapped(self) -> int:
-        """Pages, in and out, with those that are all zero."""
-        return self.total("pswp") + self.total("swpin_zero") + self.total("swpout_zero")
-
-    def slowest(self) -> list[tuple[int, float]]:
-        """Of each second's requests, in ms."""
-        seconds = sorted({second for guest in self.guests for second in guest["slowest"]})
-        return [
-            (second, max(guest["slowest"].get(second, 0) for guest in self.guests) / 1e3)
-            for second in seconds
-        ]
-
-
 class Bench:
     """Runs of all variants, with the same load."""
 
@@ -367,14 +101,13 @@ class Bench:
 
     def run(self, variant: Variant) -> None:
         """One more."""
-        with (
-            tempfile.TemporaryDirectory(prefix="consolidate-") as name,
-            contextlib.ExitStack() as stack,
-        ):
-            directory = pathlib.Path(name)
-            machines = [
-                self.boot(stack, directory, variant, number) for number in range(variant.guests)
-            ]
+
+        def prepare(number):
+            return PREPARE + SERVE % {"file": "/run/data/file", "seed": number}
+
+        with machines_of(self.results, variant, prepare) as (machines, directory):
+            for machine in machines:
+                machine.data_mib = DATA_MIB
             if self.load is None:
                 self.base = statistics.median(machine.used() for machine in machines)
                 self.load = Load.beside(self.base)
@@ -382,43 +115,13 @@ class Bench:
                     f"a guest uses {self.base / MIB:.0f} MiB without its changing load, which is"
                     f" {self.load.low} to {self.load.high} MiB"
                 )
-            auto = None
-            if variant.automatic:
-                auto = Auto(directory)
-                stack.callback(auto.end)
-                auto.wait_until_met(variant.guests)
-            found = self.measure(variant, machines, auto)
+            with automatic(variant, directory) as auto:
+                found = self.measure(variant, machines, auto)
             self.found.setdefault(variant, []).append(found)
             self.results.say(
                 f"{variant.name}: {mean(found.samples, 'used'):.3f} of the budget used, p99"
                 f" {percentile([found], 0.99):.2f} ms, {found.swapped()} pages swapped"
             )
-
-    def boot(
-        self, stack: contextlib.ExitStack, directory: pathlib.Path, variant: Variant, number: int
-    ) -> Machine:
-        """A guest, until the stack ends."""
-        disk = directory / f"swap{number}"
-        with open(disk, "wb") as file:
-            file.truncate(1 << 30)
-        options = [
-            "-device virtio-balloon-pci,id=balloon0,free-page-reporting=on",
-            f"-qmp unix:{directory}/vm{number}.sock,server=on,wait=off",
-            f"-drive file={disk},format=raw,if=virtio,cache=unsafe",
-        ]
-        guest = stack.enter_context(
-            self.results.guest(
-                f"{variant.name}, guest {number + 1} of {variant.guests}",
-                vm.Options(
-                    qmp=True,
-                    cpus=1,
-                    memory=f"{variant.guest_mib}M",
-                    udev=False,
-                    qemu_opts=options,
-                ),
-            )
-        )
-        return Machine(guest, number, variant.guest_mib)
 
     def measure(self, variant: Variant, machines: list[Machine], auto: Auto | None) -> Run:
         """A cycle of the load. As it begins, the guest is high that is before the first."""
@@ -457,19 +160,6 @@ class Bench:
             machine.end_use()
 
 
-def within(runs: list[Run], objective: float) -> float:
-    """The share of all requests that took no more milliseconds."""
-    guests = [guest["us"] for run in runs for guest in run.guests]
-    inside = sum(bisect.bisect_right(us, objective * 1000) for us in guests)
-    return inside / sum(map(len, guests))
-
-
-def percentile(runs: list[Run], part: float) -> float:
-    """Of all requests, in milliseconds."""
-    merged = sorted(us for run in runs for guest in run.guests for us in guest["us"])
-    return merged[min(int(part * len(merged)), len(merged) - 1)] / 1e3
-
-
 def objective_of(fixed: list[Run]) -> float:
     """In ms. By the quieter run: what else the host had to do is not to make it an easy one."""
     return WITHIN * min(percentile([run], 0.99) for run in fixed)
@@ -483,6 +173,7 @@ def run(results: Results) -> None:
         bench.run(variant)
     report(results, bench)
     draw(results, bench)
+    readers.run(results)
 
 
 def report(results: Results, bench: Bench) -> None:

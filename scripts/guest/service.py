@@ -8,7 +8,7 @@ from when a request was to come: while all stands still for a second, RATE reque
 not the one that happened to be under way.
 
 SIGUSR1: what comes from now on counts. SIGTERM: no more comes; RESULT has the microseconds that
-each took, and by the second the most that one took.
+each took, by the second the most that one took, and the bytes that were read from a disk for them.
 """
 
 import array
@@ -23,12 +23,20 @@ import time
 SIZE = 64 << 10
 
 
+def read_from_disks():
+    """Bytes, by this process so far."""
+    with open("/proc/self/io") as counters:
+        return int(counters.read().split("\nread_bytes: ")[1].split()[0])
+
+
 def main():
     name, rate, seed, result = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     begin = end = float("inf")
+    read = 0
 
     def count(*_):
-        nonlocal begin
+        nonlocal begin, read
+        read = read_from_disks()
         begin = time.monotonic()
 
     def stop(*_):
@@ -60,7 +68,8 @@ def main():
             slowest[second] = max(slowest.get(second, 0), latency)
     with open(f"{result}.new", "w") as output:
         found = {second: round(latency * 1e6) for second, latency in slowest.items()}
-        json.dump({"us": [round(latency * 1e6) for latency in took], "slowest": found}, output)
+        us = [round(latency * 1e6) for latency in took]
+        json.dump({"us": us, "slowest": found, "read": read_from_disks() - read}, output)
     os.rename(f"{result}.new", result)
 
 
