@@ -31,9 +31,10 @@ REACH = 4
 # What it does at any size is no want of memory, as long as it is not this percentage of that.
 OWN = 150
 # So many samples without it, and what was learnt is given up, a hundredth of the memory each, if
-# somebody wants it. Each time that this turns out to be wrong it takes twice as long. The same of
-# what more memory did not help against: so long it is not tried again.
+# somebody wants it. Each time that this turns out to be wrong it takes twice as long.
 CALM, CALM_MOST = 24, 24 << 6
+# What more memory did not help against is not tried again for so many samples, at first.
+BELIEVED = 4 * CALM
 
 
 @dataclasses.dataclass
@@ -92,7 +93,7 @@ class Watch:
     # What it has in a second at any size; for how many samples that is believed, and was before.
     own: float = 0
     believed: int = 0
-    patience: int = CALM
+    patience: int = BELIEVED
     # How many steps it may get until that has to have helped.
     reach: int = REACH
 
