@@ -179,6 +179,19 @@ class Balloon:
             self.load()
             self.wait_for(lambda size=size: self.actual() == size * MIB, 60, "the target of before")
 
+    def free_mib(self) -> int:
+        """Free memory, of which nothing is on the lists of processors."""
+        return self.counters()["MemFree"] // 1024
+
+    def drop_caches(self) -> None:
+        """Have all go that can go without being written."""
+        self.sh("sync; echo 3 >/proc/sys/vm/drop_caches")
+
+    def python(self, script: str, *words, timeout: float = 300) -> str:
+        """Run a Python script in the guest."""
+        self.sh(f"cat >/run/script.py <<'END'\n{script}\nEND")
+        return self.sh(f"python3 /run/script.py {' '.join(map(str, words))}", timeout)
+
     def load(self, parameters: str = "") -> None:
         """Load the driver."""
         self.sh(f"{LOAD} {parameters}")
