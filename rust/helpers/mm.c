@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/sort.h>
 
@@ -152,9 +153,27 @@ __ferrule unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned l
 	return pages;
 }
 
+/* Fewer pages need not lie together. */
+#define LEAST_TOGETHER 16
+
+/* Single pages that lie together. */
+static bool alloc_together(gfp_t gfp, int nid, unsigned int order, struct page **pages)
+{
+	struct page *block = order <= MAX_PAGE_ORDER ? alloc_pages_node(nid, gfp, order) : NULL;
+	unsigned int i;
+
+	if (!block)
+		return false;
+	split_page(block, order);
+	for (i = 0; i < 1U << order; i++)
+		pages[i] = block + i;
+	return true;
+}
+
 /*
  * As balloon_page_alloc(), many at a time. Elements of the array have to be NULL. In the
- * background: kswapd reclaims, and the caller does not.
+ * background: kswapd reclaims, and the caller does not. Otherwise pages that lie together come
+ * first, if any are free: a host's huge page is split once then, and emptied whole.
  */
 __ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bool in_background,
 						    unsigned long count, struct page **pages)
@@ -166,6 +185,9 @@ __ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bo
 		gfp |= __GFP_THISNODE;
 	if (in_background)
 		gfp &= ~__GFP_DIRECT_RECLAIM;
+	else if (count >= LEAST_TOGETHER && is_power_of_2(count) &&
+		 alloc_together(gfp & ~__GFP_RECLAIM, nid, ilog2(count), pages))
+		return count;
 	return alloc_pages_bulk_node(gfp, nid, count, pages);
 }
 

@@ -151,7 +151,8 @@ impl Pages<Allocated> {
     /// Returns how many: less when no more are to be had.
     ///
     /// They are taken off the free lists as long as these have plenty. Then one may come out of
-    /// reclaim, but neither out of the reserves nor by the OOM killer.
+    /// reclaim, but neither out of the reserves nor by the OOM killer. A number that is a power of two
+    /// comes in one piece, if that is free and others reclaim nothing for it.
     pub fn allocate(&mut self, count: usize, node: Option<Node>, reclaim: Reclaim) -> usize {
         let (node, only_there) = match node {
             Some(node) => (node.id(), true),
@@ -457,6 +458,15 @@ mod tests {
         assert!(pages.pfns().is_sorted());
         pages.clear();
         assert!(pages.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_lie_together_when_memory_is_free() -> Result {
+        // After boot it is.
+        let pages = allocated(64)?;
+        let first = pages.pfns().next().ok_or(EINVAL)?;
+        assert!(pages.pfns().eq(first..first + 64));
         Ok(())
     }
 
