@@ -23,6 +23,7 @@ use crate::{
     },
     resize::{
         Giver,
+        Leaver,
         Resize, //
     },
     stats::{
@@ -34,6 +35,7 @@ use ferrule::{
     compat::parameter,
     mm::{
         balloon::Managed,
+        hotplug,
         oom,
         reporting::{
             self,
@@ -120,6 +122,7 @@ pub(crate) struct Data {
 struct Hooks {
     reporting: Option<Pin<KBox<reporting::Registration<Discards>>>>,
     oom: Option<Pin<KBox<oom::Registration<Giver>>>>,
+    hotplug: Option<Pin<KBox<hotplug::Registration<Leaver>>>>,
     power: Option<Pin<KBox<power::Registration<Sleep>>>>,
     files: Option<Files>,
 }
@@ -333,6 +336,11 @@ impl Data {
             let registration = oom::Registration::new(giver, OOM_PRIORITY);
             hooks.oom = Some(KBox::pin_init(registration, GFP_KERNEL)?);
         }
+        if self.discards.is_some() {
+            let leaver = Arc::new(Leaver(self.resize.clone()), GFP_KERNEL)?;
+            let registration = hotplug::Registration::new(leaver);
+            hooks.hotplug = Some(KBox::pin_init(registration, GFP_KERNEL)?);
+        }
         let sleep = Sleep {
             host: self.host.clone(),
             discards: self.discards.clone(),
@@ -347,11 +355,12 @@ impl Data {
     /// Stops all work for good.
     fn stop(&self) {
         self.host.leave();
-        let (oom, power) = {
+        let (oom, hotplug, power) = {
             let mut hooks = self.hooks.lock();
-            (hooks.oom.take(), hooks.power.take())
+            (hooks.oom.take(), hooks.hotplug.take(), hooks.power.take())
         };
         drop(oom);
+        drop(hotplug);
         drop(power);
         self.resize.disable();
         if let Some(report) = &self.report {

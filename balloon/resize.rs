@@ -10,6 +10,7 @@
 //! - the OOM notifier (in any task that allocates, below the allocator), which takes blocks out, or
 //!   single pages with the host's channel if nobody else has it. It does not take `moving`, with
 //!   which memory is allocated;
+//! - memory hotplug (in any task), which takes blocks out of memory that goes offline;
 //! - freeze and unbind, after the work.
 //!
 //! So what is in the balloon is in two places that have locks of their own, and its size is their sum.
@@ -43,7 +44,10 @@ use crate::{
         Progress, //
     }, //
 };
-use core::cmp::min;
+use core::{
+    cmp::min,
+    ops::Range, //
+};
 use ferrule::{
     mm::{
         balloon::{
@@ -58,6 +62,7 @@ use ferrule::{
             Blocks,
             Inflated, //
         },
+        hotplug::Offline,
         oom::OutOfMemory,
         shrinker::Shrink,
         vmstat::{
@@ -758,6 +763,20 @@ impl Run for Resize {
             }
         }
         work.host.wakeup.end();
+    }
+}
+
+/// Frees the blocks in memory that goes offline: nobody can move them. Single pages are migrated.
+pub(crate) struct Leaver(pub(crate) Arc<OwnedWork<Resize>>);
+
+impl Offline for Leaver {
+    fn going(&self, pfns: Range<u64>) {
+        if self.0.blocks.free_within(pfns) > 0 {
+            // A device that is gone does not care.
+            let _ = self.0.tell_size();
+            // It takes others instead.
+            self.0.enqueue_after(system_freezable(), RETRY);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod balloon;
 pub mod blocks;
+pub mod hotplug;
 pub mod oom;
 pub mod reporting;
 pub mod shrinker;

@@ -322,3 +322,28 @@ __ferrule struct shrinker *ferrule_shrinker_alloc(const char *name)
 {
 	return shrinker_alloc(0, "%s", name);
 }
+
+__ferrule int ferrule_register_memory_notifier(struct notifier_block *block)
+{
+	return register_memory_notifier(block);
+}
+
+__ferrule void ferrule_unregister_memory_notifier(struct notifier_block *block)
+{
+	unregister_memory_notifier(block);
+}
+
+/* How many pages are about to go offline, and the first one's number; 0 if it is another event. */
+__ferrule unsigned long ferrule_going_offline(unsigned long event, const void *data,
+					      unsigned long *first)
+{
+#ifdef CONFIG_MEMORY_HOTPLUG
+	const struct memory_notify *notify = data;
+
+	if (event == MEM_GOING_OFFLINE) {
+		*first = notify->start_pfn;
+		return notify->nr_pages;
+	}
+#endif
+	return 0;
+}

@@ -3,6 +3,7 @@
 #define FERRULE_HELPERS_MM_H
 
 #include <linux/balloon.h>
+#include <linux/memory.h>
 #include <linux/mmzone.h>
 #include <linux/oom.h>
 #include <linux/poison.h>
@@ -42,6 +43,9 @@ void ferrule_sg_set_block(struct scatterlist *sg, struct page *block, unsigned i
 bool ferrule_want_init_on_free(void);
 bool ferrule_page_poisoning_enabled(void);
 struct shrinker *ferrule_shrinker_alloc(const char *name);
+int ferrule_register_memory_notifier(struct notifier_block *block);
+void ferrule_unregister_memory_notifier(struct notifier_block *block);
+unsigned long ferrule_going_offline(unsigned long event, const void *data, unsigned long *first);
 
 enum ferrule_mm {
 	FERRULE_MAX_PAGE_ORDER = MAX_PAGE_ORDER,

@@ -6,7 +6,8 @@
 //! host that is told of pieces and not of pages: see [`Balloon`](super::balloon::Balloon) for
 //! those. Blocks cannot be migrated. Compaction has nothing to gain from those of the size of a page
 //! block and above; these are not taken from where only movable memory may be (`ZONE_MOVABLE`, CMA),
-//! and memory that has some cannot be unplugged. Smaller ones would keep the rest of their page block
+//! and have to be [freed](Inflated::free_within) for memory that goes
+//! [offline](super::hotplug). Smaller ones would keep the rest of their page block
 //! from ever becoming a huge page: they should not stay blocks for long, and are allocated as what
 //! can be moved.
 //!
@@ -44,7 +45,11 @@ use crate::{
     }, //
 };
 use core::{
-    mem::ManuallyDrop,
+    mem::{
+        self,
+        ManuallyDrop, //
+    },
+    ops::Range,
     ptr::NonNull, //
 };
 use kernel::{
@@ -332,12 +337,14 @@ struct Lists {
 unsafe impl Send for Lists {}
 
 impl Lists {
+    // INVARIANT: They are empty.
+    const EMPTY: Self = Self {
+        first: [None; ORDERS],
+        counts: [0; ORDERS],
+    };
+
     fn new() -> impl PinInit<SpinLock<Self>> {
-        // INVARIANT: They are empty.
-        new_spinlock!(Self {
-            first: [None; ORDERS],
-            counts: [0; ORDERS],
-        })
+        new_spinlock!(Self::EMPTY)
     }
 
     fn push(&mut self, block: Block) {
@@ -413,16 +420,52 @@ impl Inflated {
         self.take_first(0..ORDERS)
     }
 
+    /// Frees those that have any of these page frame numbers. Returns how many pages. Process context.
+    pub fn free_within(&self, pfns: Range<u64>) -> usize {
+        let is_within = |block: &Block| {
+            let mut its = block.pfns();
+            let count = its.len() as u64;
+            its.next()
+                .is_some_and(|first| first < pfns.end && first + count > pfns.start)
+        };
+        let mut within = Lists::EMPTY;
+        {
+            let mut lists = self.lists.lock();
+            let mut all = mem::replace(&mut *lists, Lists::EMPTY);
+            for order in 0..ORDERS {
+                while let Some(block) = all.pop(order) {
+                    if is_within(&block) {
+                        within.push(block);
+                    } else {
+                        lists.push(block);
+                    }
+                }
+            }
+        }
+        let pages = pages_of(within.counts);
+        for order in 0..ORDERS {
+            while let Some(block) = within.pop(order) {
+                self.count_deflated(&block);
+            }
+        }
+        pages
+    }
+
     fn take_first(&self, mut orders: impl Iterator<Item = usize>) -> Option<Block> {
         let block = {
             let mut lists = self.lists.lock();
             orders.find_map(|order| lists.pop(order))?
         };
+        self.count_deflated(&block);
+        Some(block)
+    }
+
+    /// The block was taken off the lists.
+    fn count_deflated(&self, block: &Block) {
         // SAFETY: The block is valid by its invariants, and was counted by `put`.
         unsafe {
             bindings::ferrule_block_deflated(block.page.as_ptr(), block.order, self.is_managed)
         };
-        Some(block)
     }
 }
 
@@ -523,6 +566,30 @@ mod tests {
         assert_eq!(blocks.size(), 2 * PAGE_SIZE);
         assert!(matches!(blocks.compact(1, node), Err(error) if error == ENOSPC));
         wake_kswapd(page_block_order(), node);
+        Ok(())
+    }
+
+    #[test]
+    fn blocks_go_by_where_they_are() -> Result {
+        let inflated = KBox::pin_init(Inflated::new(Managed::Removed), GFP_KERNEL)?;
+        let before = vmstat::memory().total;
+        let mut blocks = Blocks::with_capacity(3)?;
+        for order in [3, 3, 4] {
+            blocks.allocate(order, None)?;
+        }
+        let pfns = |nth: usize| blocks.blocks.get(nth).map(Block::pfns).ok_or(EINVAL);
+        let (mut some, mut others) = (pfns(0)?, pfns(2)?);
+        let (first, other) = (some.next().ok_or(EINVAL)?, others.next().ok_or(EINVAL)?);
+        inflated.put(&mut blocks);
+        assert_eq!(inflated.free_within(first..first), 0);
+        // One page is enough.
+        assert_eq!(inflated.free_within(first + 7..first + 8), 8);
+        assert_eq!(inflated.pages(), 24);
+        assert_eq!(inflated.free_within(other..other + 1), 16);
+        assert_eq!(inflated.pages(), 8);
+        assert_eq!(vmstat::memory().total, before - 8 * PAGE_SIZE as u64);
+        assert_eq!(inflated.free_within(0..u64::MAX), 8);
+        assert_eq!(vmstat::memory().total, before);
         Ok(())
     }
 
