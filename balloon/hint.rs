@@ -39,7 +39,14 @@ use crate::{
         Host,
         STEP, //
     },
-    progress::may_tell, //
+    policy::handover::{
+        self,
+        Next,
+        Places,
+        STOP, //
+    },
+    progress::may_tell,
+    store::List, //
 };
 use core::mem;
 use ferrule::{
@@ -74,11 +81,6 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::{
-        atomic::{
-            AtomicFlag,
-            Full,
-            Relaxed, //
-        },
         Arc,
         Mutex,
         SpinLock, //
@@ -90,12 +92,6 @@ use kernel::{
         Monotonic, //
     }, //
 };
-
-/// The command that ends a round, and the sign that a round has ended
-/// (`VIRTIO_BALLOON_CMD_ID_STOP`).
-const STOP: u32 = 0;
-/// The command to use the blocks again (`VIRTIO_BALLOON_CMD_ID_DONE`). All others are ids.
-const DONE: u32 = 1;
 
 const BLOCK_PAGES: usize = 1 << MAX_ORDER;
 /// So many messages, of a block each, are with the host at a time: as make 64 MiB. (Of a message of
@@ -174,7 +170,7 @@ impl Hinting {
 
     /// There may be another command. Any context.
     pub(crate) fn changed(&self) {
-        self.hints.is_changed.store(true, Relaxed);
+        self.hints.news.arrive();
         // Orders it: the work sees it, whether it is about to run or runs.
         self.work.enqueue(&self.work.queue);
     }
@@ -196,7 +192,7 @@ pub(crate) struct Hints {
     host: Arc<Host>,
     order: ByteOrder,
     /// The configuration has changed since the command was read.
-    is_changed: AtomicFlag,
+    news: handover::News,
     #[pin]
     queue: SpinLock<Option<Arc<VirtQueue<Lent>>>>,
     /// Messages that are not with the host. Nothing is allocated but blocks once there are queues.
@@ -211,25 +207,44 @@ pub(crate) struct Hints {
 }
 
 /// Messages that are not with the host.
-struct Idle {
-    /// Without blocks.
-    blocks: KVec<KBox<Lent>>,
-    /// So many there are when the host has none.
-    count: usize,
-    /// For commands. One at a time, so that one entry of the queue is enough.
-    command: Option<KBox<Lent>>,
-}
+type Idle = handover::Idle<KBox<Lent>>;
 
 /// What the host wants.
+#[derive(Default)]
 struct Round {
-    /// The command that was read last.
-    command: u32,
-    /// The id of the last round.
-    active: u32,
-    /// It has not ended yet.
-    is_open: bool,
+    now: handover::Round,
     /// When the log was told last that the host takes no hints: it can make that happen all the time.
     told: Option<Instant<Monotonic>>,
+}
+
+/// The hints, and the queue that they go through at the moment.
+struct Through<'a> {
+    hints: &'a Hints,
+    queue: &'a VirtQueue<Lent>,
+}
+
+/// Process context, reclaim included; nothing sleeps.
+impl Places for Through<'_> {
+    type Message = KBox<Lent>;
+    type Error = Error;
+
+    fn returned(&self) -> Result<Option<Self::Message>> {
+        Ok(self.queue.get()?.map(|used| used.buffer))
+    }
+
+    fn keep(&self, message: &mut Self::Message) -> bool {
+        match &mut **message {
+            Either::First(blocks) => {
+                self.hints.held.put(blocks);
+                true
+            }
+            Either::Second(_) => false,
+        }
+    }
+
+    fn with_idle<R>(&self, with: impl FnOnce(&mut Idle) -> R) -> R {
+        with(&mut self.hints.idle.lock())
+    }
 }
 
 impl Hints {
@@ -237,20 +252,11 @@ impl Hints {
         pin_init!(Self {
             host,
             order,
-            is_changed: AtomicFlag::new(false),
+            news: handover::News::new(),
             queue <- new_spinlock!(None, "balloon_hint_queue"),
-            idle <- new_spinlock!(Idle {
-                blocks: KVec::new(),
-                count: 0,
-                command: None,
-            }, "balloon_hint_idle"),
+            idle <- new_spinlock!(Idle::new(), "balloon_hint_idle"),
             held <- Kept::new(),
-            round <- new_mutex!(Round {
-                command: STOP,
-                active: STOP,
-                is_open: false,
-                told: None,
-            }, "balloon_hint_round"),
+            round <- new_mutex!(Round::default(), "balloon_hint_round"),
         })
     }
 
@@ -260,10 +266,10 @@ impl Hints {
             return Err(ENOSPC);
         }
         let count = MESSAGES.min(entries);
-        let mut blocks = KVec::with_capacity(count, GFP_KERNEL)?;
+        let mut blocks = List::with_capacity(count)?;
         for _ in 0..count {
             let message = Either::First(Blocks::with_capacity(1)?);
-            blocks.push(KBox::new(message, GFP_KERNEL)?, GFP_KERNEL)?;
+            blocks.push(KBox::new(message, GFP_KERNEL)?);
         }
         let idle = Idle {
             blocks,
@@ -272,12 +278,7 @@ impl Hints {
         };
         let queue = Arc::new(queue, GFP_KERNEL)?;
 
-        {
-            let mut round = self.round.lock();
-            round.command = STOP;
-            round.active = STOP;
-            round.is_open = false;
-        }
+        self.round.lock().now = handover::Round::default();
         let idle = mem::replace(&mut *self.idle.lock(), idle);
         let queue = self.queue.lock().replace(queue);
         // Not under the locks.
@@ -289,18 +290,8 @@ impl Hints {
         self.queue.lock().clone()
     }
 
-    /// Takes what the host has returned. Process context, reclaim included; does not sleep.
-    fn collect(&self, queue: &VirtQueue<Lent>) -> Result {
-        while let Some(mut used) = queue.get()? {
-            if let Either::First(blocks) = &mut *used.buffer {
-                self.held.put(blocks);
-                // There is room. One that was in a queue of before is one too many.
-                let _ = self.idle.lock().blocks.push_within_capacity(used.buffer);
-            } else {
-                self.idle.lock().command = Some(used.buffer);
-            }
-        }
-        Ok(())
+    fn through<'a>(&'a self, queue: &'a VirtQueue<Lent>) -> Through<'a> {
+        Through { hints: self, queue }
     }
 
     /// Waits until `find` finds something in what is not with the host, at most for a [`STEP`].
@@ -311,7 +302,7 @@ impl Hints {
     ) -> Result<Option<R>> {
         let since = Instant::<Monotonic>::now();
         loop {
-            self.collect(queue)?;
+            self.through(queue).collect()?;
             let found = find(&mut self.idle.lock());
             if found.is_some() || since.elapsed() >= STEP {
                 return Ok(found);
@@ -346,43 +337,32 @@ impl Hints {
     }
 
     /// Does what the host wants, or a part of it. Says whether there is more to do.
-    fn obey(&self, round: &mut Round) -> Result<bool> {
+    fn obey(&self, round: &mut handover::Round) -> Result<bool> {
         let queue = self.queue().ok_or(ENODEV)?;
-        let command = self.newest(round)?;
-        if round.is_open {
-            let sent = if command == round.active {
-                self.send_blocks(&queue)
-            } else {
-                Ok(false)
-            };
+        self.news.take(round, || self.host.hint_command())?;
+        let mut sent = Ok(true);
+        if round.next() == Next::Send {
+            sent = self.send_blocks(&queue);
             if let Ok(true) = sent {
                 return sent;
             }
-            // Whatever it was that ended the round.
-            round.is_open = false;
+        }
+        if matches!(round.next(), Next::Send | Next::End) {
+            round.ends();
             self.tell(&queue, STOP)?;
             self.remind(&queue)?;
             sent?;
         }
-        match command {
-            STOP => Ok(false),
-            DONE => self.give_back(&queue).map(|()| false),
-            id if id == round.active => Ok(false),
-            id => {
-                round.active = id;
+        match round.next() {
+            Next::GiveBack => self.give_back(&queue).map(|()| false),
+            Next::Begin(id) => {
+                round.begins(id);
                 self.tell(&queue, id)?;
-                round.is_open = true;
+                round.is_begun();
                 Ok(true)
             }
+            Next::Send | Next::End | Next::Nothing => Ok(false),
         }
-    }
-
-    /// The latest command.
-    fn newest(&self, round: &mut Round) -> Result<u32> {
-        if self.is_changed.xchg(false, Full) {
-            round.command = self.host.hint_command()?;
-        }
-        Ok(round.command)
     }
 
     /// Sends an id or a stop sign.
@@ -414,7 +394,7 @@ impl Hints {
     /// Sends free memory, as much as there are messages for. Says whether there may be more: a block is
     /// left, or the host wants something else.
     fn send_blocks(&self, queue: &VirtQueue<Lent>) -> Result<bool> {
-        let is_changed = || self.is_changed.load(Relaxed);
+        let is_changed = || self.news.have_arrived();
         let Some(message) = self.wait(queue, is_changed, |idle| idle.blocks.pop())? else {
             return Ok(!self.host.is_leaving());
         };
@@ -425,7 +405,7 @@ impl Hints {
                 break;
             };
             if blocks.allocate(MAX_ORDER, None).is_err() {
-                let _ = self.idle.lock().blocks.push_within_capacity(message);
+                self.idle.lock().blocks.push(message);
                 result = Ok(false);
                 break;
             }
@@ -443,10 +423,8 @@ impl Hints {
     /// Frees all blocks, those included that the host has yet to return.
     fn give_back(&self, queue: &VirtQueue<Lent>) -> Result {
         self.release();
-        let is_changed = || self.is_changed.load(Relaxed);
-        let result = self.wait(queue, is_changed, |idle| {
-            (idle.blocks.len() == idle.count).then_some(())
-        });
+        let is_changed = || self.news.have_arrived();
+        let result = self.wait(queue, is_changed, |idle| idle.is_complete().then_some(()));
         self.release();
         // What did not come is left to the shrinker.
         result.map(|_| ())
@@ -459,13 +437,9 @@ impl Hints {
 
 impl Shrink for Hints {
     fn count(&self) -> usize {
-        let is_complete = {
-            let idle = self.idle.lock();
-            idle.blocks.len() == idle.count
-        };
-        if let Some(queue) = self.queue().filter(|_| !is_complete) {
+        if let Some(queue) = self.queue() {
             // A broken queue has nothing to give.
-            let _ = self.collect(&queue);
+            let _ = self.through(&queue).collect_rest();
         }
         self.held.pages()
     }
@@ -495,7 +469,7 @@ impl Run for Rounds {
         if work.hints.host.is_leaving() {
             return;
         }
-        match work.hints.obey(&mut round) {
+        match work.hints.obey(&mut round.now) {
             Ok(true) => work.enqueue(&work.queue),
             Ok(false) => {}
             Err(error) => {

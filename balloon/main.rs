@@ -10,7 +10,7 @@
 //! - [`stats`] answers the host's requests for statistics.
 //! - [`progress`] shows in debugfs what the balloon does.
 //! - [`policy`] decides how much to move and what messages look like: plain integers and bytes, also
-//!   tested on the host.
+//!   tested on the host. [`store`] is what it stands on.
 //!
 //! See Documentation/balloon.rst.
 
@@ -30,6 +30,8 @@ mod progress;
 mod resize;
 #[deny(unsafe_code)]
 mod stats;
+#[deny(unsafe_code)]
+mod store;
 #[deny(unsafe_code)]
 mod tests;
 

@@ -2,25 +2,99 @@
 
 //! Host tests of balloon's decisions and messages.
 
+mod primitives {
+    pub(crate) use std::sync::atomic::{fence, AtomicBool, Ordering};
+}
+#[path = "../../../balloon/policy/handover.rs"]
+#[allow(dead_code)]
+mod handover;
 #[path = "../../../balloon/policy/message.rs"]
 #[allow(dead_code)]
 mod message;
 #[path = "../../../balloon/policy/plan.rs"]
 #[allow(dead_code)]
 mod plan;
+#[path = "balloon_store.rs"]
+#[allow(dead_code)]
+mod store;
 
 #[cfg(test)]
 mod tests {
     use super::{
+        handover::{Idle, News, Next, Round, DONE, STOP},
         message::{Message, Pfns, Stats, STATS},
         plan::{
             block_order, Compaction, Harm, Memory, Plan, Shares, Step, Units, BATCH_UNITS,
             MIN_ORDER, RESERVE,
         },
+        store::List,
     };
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
+
+    /// What a round of hints does with these commands, one after the other, as `Hints::obey` does it.
+    fn round_of(commands: &[u32]) -> Vec<Next> {
+        let (news, mut round) = (News::new(), Round::default());
+        let mut did = Vec::new();
+        for &command in commands {
+            news.arrive();
+            assert!(news.have_arrived());
+            news.take(&mut round, || Ok::<_, ()>(command)).unwrap();
+            assert!(!news.have_arrived());
+            if round.next() == Next::End {
+                round.ends();
+                did.push(Next::End);
+            }
+            let next = round.next();
+            if let Next::Begin(id) = next {
+                round.begins(id);
+                round.is_begun();
+            }
+            did.push(next);
+        }
+        did
+    }
+
+    #[test]
+    fn hints_follow_the_commands_of_the_host() {
+        use Next::{Begin, End, GiveBack, Nothing, Send};
+        assert_eq!(round_of(&[STOP, 7, 7]), [Nothing, Begin(7), Send]);
+        assert_eq!(
+            round_of(&[7, STOP, STOP]),
+            [Begin(7), End, Nothing, Nothing]
+        );
+        assert_eq!(
+            round_of(&[7, DONE, DONE]),
+            [Begin(7), End, GiveBack, GiveBack]
+        );
+        // Another id ends a round; that of the last round begins none.
+        assert_eq!(round_of(&[7, 8]), [Begin(7), End, Begin(8)]);
+        assert_eq!(round_of(&[7, STOP, 7]), [Begin(7), End, Nothing, Nothing]);
+    }
+
+    #[test]
+    fn a_command_that_cannot_be_read_changes_nothing() {
+        let (news, mut round) = (News::new(), Round::default());
+        news.arrive();
+        assert_eq!(news.take(&mut round, || Err(5)), Err(5));
+        assert_eq!(round.next(), Next::Nothing);
+        // It is not read again until there is another.
+        assert_eq!(news.take(&mut round, || Err(6)), Ok(()));
+    }
+
+    #[test]
+    fn a_message_of_a_queue_of_before_is_one_too_many() {
+        let mut idle = Idle::new();
+        assert!(idle.is_complete());
+        idle.blocks = List::with_capacity(1);
+        idle.count = 1;
+        assert!(!idle.is_complete());
+        assert_eq!(idle.blocks.push(1), None);
+        assert!(idle.is_complete());
+        assert_eq!(idle.blocks.push(2), Some(2));
+        assert_eq!(idle.blocks.pop(), Some(1));
+    }
 
     #[test]
     fn a_unit_is_a_page_of_4_kib() {

@@ -4,6 +4,7 @@
 //! their path, and tests them; nothing is copied.
 
 mod balloon;
+mod balloon_loom;
 mod dm_qos;
 mod dm_qos_loom;
 mod keys;
