@@ -172,6 +172,15 @@ same_io() {
 	[ "${qos##*: }" = "$expected" ] || fail "$what: not $expected"$'\n'"$qos"
 }
 
+# same_with_both COMMAND...: prints the same for each target, which is its last argument.
+same_with_both() {
+	local linear qos
+	linear=$("$@" linear 2>&1)
+	qos=$("$@" qos 2>&1)
+	[ "$linear" = "$qos" ] || fail "$*: dm-linear:"$'\n'"$linear"$'\n'"qos:"$'\n'"$qos"
+	diag "$qos"
+}
+
 # make_qos NAME DISK [KEY VALUE...]: /dev/mapper/NAME over all of /dev/DISK; goes with the case.
 make_qos() {
 	local name=$1 disk=$2

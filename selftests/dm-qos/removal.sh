@@ -49,15 +49,6 @@ table_of() {
 	esac
 }
 
-# same_with_both COMMAND...: prints the same for each target, which is its last argument.
-same_with_both() {
-	local linear qos
-	linear=$("$@" linear 2>&1)
-	qos=$("$@" qos 2>&1)
-	[ "$linear" = "$qos" ] || fail "$*: dm-linear:"$'\n'"$linear"$'\n'"qos:"$'\n'"$qos"
-	diag "$qos"
-}
-
 what_waits_goes_to_the_disk_of_its_time() {
 	make_disk old memory_backed=1
 	make_disk new memory_backed=1
