@@ -153,6 +153,36 @@ message() {
 	dmsetup message "$MAP" 0 "$@"
 }
 
+# make_scsi_paths NUMBER: so many SCSI hosts with one disk, as DISKS and PATHS, until the case is
+# over.
+make_scsi_paths() {
+	modprobe scsi_debug add_host="$1" per_host_store=0 dev_size_mb=16 delay=0 max_luns=1 ||
+		return
+	at_exit "remove_module scsi_debug"
+	wait_for 10 find_scsi_disks "$1" || return
+	PATHS=("${DISKS[@]/#//dev/}")
+	PATH_SECTORS=$(blockdev --getsz "${PATHS[0]}")
+}
+
+# find_scsi_disks NUMBER: scsi_debug's, as DISKS, once there are so many.
+find_scsi_disks() {
+	local disk
+	DISKS=()
+	for disk in /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block/sd*; do
+		[ ! -e "$disk" ] || DISKS+=("${disk##*/}")
+	done
+	[ "${#DISKS[@]}" -eq "$1" ]
+}
+
+# status_has WORD: such as F, for a path that has failed.
+status_has() {
+	dmsetup status "$MAP" | grep -q " $1 "
+}
+
+status_has_no() {
+	! status_has "$1"
+}
+
 # private_modules: what modprobe finds when the kernel calls it: this module and the C selector, as
 # `make install` would leave them.
 private_modules() {

@@ -57,14 +57,6 @@ path_that_returns_errors_is_taken_out_of_service() {
 	check_split "afterwards" 50 50
 }
 
-status_has() {
-	dmsetup status "$MAP" | grep -q " $1 "
-}
-
-status_has_no() {
-	! status_has "$1"
-}
-
 path_that_flickers_harms_nobody() {
 	local i
 	use_paths 2
@@ -148,41 +140,7 @@ tables_change_under_load() {
 	check "data, and no error" finish_verify
 }
 
-scsi_path_goes_offline() {
-	local PATH_SECTORS disk disks
-	# Two hosts, one store: two ways to the same data.
-	modprobe scsi_debug add_host=2 per_host_store=0 dev_size_mb=16 delay=0 max_luns=1 || return
-	at_exit "remove_module scsi_debug"
-	wait_for 10 scsi_disks 2 >/dev/null || return
-	mapfile -t disks < <(scsi_disks 2)
-	PATHS=("${disks[@]/#//dev/}")
-	PATH_SECTORS=$(blockdev --getsz "${PATHS[0]}")
-	create_map "$(table 0 "$(group "$SELECTOR" 1 1)")" || return
-	split_of read_blocks 100 || return
-	check_split "requests" 50 50
-	start_verify
-	for disk in "${disks[@]}"; do
-		sleep 0.5
-		echo offline >"/sys/block/$disk/device/state"
-		wait_for 60 status_has F || fail "$disk is still in service"
-		echo running >"/sys/block/$disk/device/state"
-		check "reinstate" message reinstate_path "/dev/$disk"
-		check "in service again" status_has_no F
-	done
-	check "data, and no error" finish_verify
-}
-
-# scsi_disks NUMBER: the names of scsi_debug's disks, once there are so many.
-scsi_disks() {
-	local disk disks=()
-	for disk in /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*:*/block/sd*; do
-		[ ! -e "$disk" ] || disks+=("$(basename "$disk")")
-	done
-	[ "${#disks[@]}" -eq "$1" ] && printf '%s\n' "${disks[@]}"
-}
-
 set_up 3 && load_selectors || exit
 run_cases paths_fail_by_message paths_fail_by_message_while_others_ask_for_status \
 	path_that_returns_errors_is_taken_out_of_service path_that_flickers_harms_nobody \
-	all_paths_down_with_queueing all_paths_down_without_queueing tables_change_under_load \
-	scsi_path_goes_offline
+	all_paths_down_with_queueing all_paths_down_without_queueing tables_change_under_load
