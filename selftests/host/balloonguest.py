@@ -148,9 +148,14 @@ class Balloon:
 
     def wait_until_free(self, free: int) -> None:
         """What was freed counts as free once the processors' own lists of pages are drained."""
-        self.wait_for(
-            lambda: abs(self.counters()["MemFree"] - free) < SLACK * 1024, 120, "free memory"
-        )
+        try:
+            self.wait_for(
+                lambda: abs(self.counters()["MemFree"] - free) < SLACK * 1024, 120, "free memory"
+            )
+        except AssertionError as error:
+            now = self.counters()
+            error.add_note(f"{free} KiB were free, and are {now['MemFree']}")
+            raise
 
     def is_plugged(self) -> bool:
         """Whether the emulator has the device."""
@@ -169,6 +174,9 @@ class Balloon:
 
     def unload_at_each_fill_level(self) -> None:
         """All memory comes back each time, and loading takes what the host still wants."""
+        # What a guest that is new keeps of the first swing is not missing afterwards.
+        self.resize(LOWEST)
+        self.resize(MEMORY)
         free = self.counters()["MemFree"]
         for size in (MEMORY - 1, MEMORY * 3 // 4, MEMORY // 2, LOWEST):
             self.resize(size)

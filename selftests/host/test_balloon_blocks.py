@@ -90,6 +90,7 @@ def test_blocks_go_without_page_frame_numbers(balloon):
     assert interrupts(balloon) - before <= MEMORY // 2 // 8
 
 
+@pytest.mark.ours("a parameter of our own")
 def test_without_blocks_all_goes_by_the_page(balloon):
     """`blocks=0`. Free pages are reported all the same."""
     balloon.reload("blocks=0")

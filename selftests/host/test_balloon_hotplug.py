@@ -73,6 +73,7 @@ def test_pages_make_way_for_memory_that_goes_offline(guest, plug):
     guest.resize(MEMORY)
 
 
+@pytest.mark.ours("takes no blocks")
 def test_blocks_are_not_taken_where_only_what_can_be_moved_may_be(guest, plug):
     """Pages are, when there are no blocks left elsewhere."""
     plug(True)
@@ -92,6 +93,7 @@ def test_blocks_are_not_taken_where_only_what_can_be_moved_may_be(guest, plug):
     guest.resize(MEMORY)
 
 
+@pytest.mark.ours("takes no blocks")
 def test_blocks_make_way_for_memory_that_goes_offline(guest, plug):
     """They are freed, and others taken instead."""
     able = []

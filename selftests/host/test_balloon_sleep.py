@@ -143,11 +143,11 @@ def test_resuming_on_a_host_that_offers_less(boot, tmp_path):
     """The driver cannot do with it what it has negotiated; bound again, it does what there is."""
     guest, before = hibernate(boot, tmp_path, PAGES)
     assert guest.counters()["nr_balloon_pages"] == 0
-    guest.sh("rmmod virtio_balloon_rs && insmod /virtio_balloon_rs.ko")
+    guest.sh(f"rmmod {vm.BALLOON} && insmod /{vm.BALLOON}.ko")
     assert guest.features()[5] == "0"
     guest.wait_for_size(MEMORY - 200)
     guest.resize(MEMORY)
-    assert guest.sh("md5sum /tmp/data; swapoff /dev/vda; rmmod virtio_balloon_rs") == before
+    assert guest.sh(f"md5sum /tmp/data; swapoff /dev/vda; rmmod {vm.BALLOON}") == before
 
 
 def test_hibernation_empties_the_balloon_and_resuming_fills_it_again(boot, tmp_path):
