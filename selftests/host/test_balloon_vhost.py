@@ -563,8 +563,10 @@ def test_a_host_that_hangs_up(boot_dirty):
 KINDS = ("failslab", "fail_page_alloc")
 
 
-def test_each_allocation_of_a_probe_fails_once(boot_dirty):
-    """Binding it and unbinding it: an error, nothing lost, and the next try works.
+@pytest.mark.parametrize("what", ["bind", "sleep"])
+def test_each_allocation_fails_once(boot_dirty, what):
+    """Of binding and unbinding, and of sleeping and waking up: an error, nothing lost, and the next
+    try works.
 
     When request_irq() fails for lack of memory, um_request_irq() of 7.3 does not forget the file
     descriptor, and refuses the next one of that number. What was tried until then was well; the
@@ -580,23 +582,30 @@ def test_each_allocation_of_a_probe_fails_once(boot_dirty):
         total = int(guest.check("grep MemTotal: /proc/meminfo").split()[1])
         device = Device(guest, Host(*features(KNOWN)), total)
         name = device.device()
-        device.unbind()
-        device.assert_as_before()
-        status, said = guest.run(f"{faults} --every {EVERY} bind virtio_balloon_rs {name}", 400)
+        if what == "bind":
+            device.unbind()
+            device.assert_as_before()
+        else:
+            guest.check('insmod "$FERRULE_MODULES/selftests/modules/virtio-sleep.ko"')
+            device.resize(20)
+        status, said = guest.run(f"{faults} --every {EVERY} {what} virtio_balloon_rs {name}", 400)
         print(said)
         if not any("WARNING: arch/um/kernel/irq.c" in line for line in guest.check_log()):
             break
         (problem,) = re.findall("problem: .*", said)
-        assert "fails afterwards: Operation already in progress" in problem
+        assert "Operation already in progress" in problem
         reached += int(re.search(r"fault (\d+)", problem)[1])
         device.host.end()
     else:
         assert reached > 100
         return
     assert status == 0
-    device.bind()
+    if what == "bind":
+        device.bind()
     recover(device)
     guest.check("rmmod virtio_balloon_rs", UNLOAD_TIMEOUT)
+    if what == "sleep":
+        guest.check("rmmod virtio_sleep")
     device.host.end()
     if wrong := guest.check_log() + check.find_leaks(guest, booted):
         raise vm.Splat(wrong)

@@ -7,6 +7,7 @@
 //! faults [--every N] qos DISK                         what there is to be done with the target qos
 //! faults [--every N] multipath SELECTOR PATH...       and with a path selector
 //! faults [--every N] bind DRIVER DEVICE               binds a virtio driver to a device, and unbinds it
+//! faults [--every N] sleep DRIVER DEVICE              puts the device to sleep, and wakes it up
 //! ```
 //!
 //! In a guest whose kernel has fault injection. Prints a line for each operation; what should not be
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         ["qos", disk] => qos(&mut report, every, disk),
         ["multipath", selector, ref paths @ ..] => multipath(&mut report, every, selector, paths),
         ["bind", driver, device] => bind(&mut report, every, driver, device),
+        ["sleep", driver, device] => sleep(&mut report, every, driver, device),
         _ => panic!("what to do?"),
     }
     println!(
@@ -603,4 +605,47 @@ fn bind(report: &mut Report, every: u32, driver: &str, device: &str) {
         look: &mut look,
     });
     run(write("unbind")).expect("it unbinds");
+}
+
+/// A virtio device, with its driver, sleeps and wakes up (`selftests/modules/virtio-sleep.c`). A driver that
+/// does not wake up has to be bound again.
+fn sleep(report: &mut Report, every: u32, driver: &str, device: &str) {
+    let folder = format!("/sys/bus/virtio/drivers/{driver}");
+    let write = |path: &str, text: String| {
+        let file = File::options().write(true).open(path);
+        Call::Write(file.expect("sysfs"), text.into())
+    };
+    let bind = |name: &str| run(write(&format!("{folder}/{name}"), device.into()));
+    let parameter = "/sys/module/virtio_sleep/parameters/device";
+    let put = |what: &str| write(parameter, format!("{what} {device}"));
+    let mut look = || {
+        let is_bound = std::fs::exists(format!("{folder}/{device}")).expect("sysfs");
+        format!("bound: {is_bound}\nthreads: {}\n", threads("ferrule"))
+    };
+    report.try_each(Operation {
+        name: "freeze",
+        // Sysfs needs memory for what is written to it, and the driver none.
+        errors: ENOMEM,
+        must_succeed: false,
+        may_stop_halfway: false,
+        every: 1,
+        by_chance: None,
+        prepare: &mut || put("freeze"),
+        undo: &mut || run(put("restore")),
+        look: &mut look,
+    });
+    run(put("freeze")).expect("it sleeps");
+    report.try_each(Operation {
+        name: "restore",
+        errors: ENOMEM,
+        must_succeed: false,
+        may_stop_halfway: true,
+        every,
+        by_chance: None,
+        prepare: &mut || put("restore"),
+        // Whatever it is by now.
+        undo: &mut || all([bind("unbind"), bind("bind"), run(put("freeze"))]),
+        look: &mut look,
+    });
+    run(put("restore")).expect("it wakes up");
 }
