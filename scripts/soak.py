@@ -23,8 +23,9 @@ from verdicts import Again, Report
 
 OUT = vm.ROOT / "out" / "soak"
 LOG = OUT / "log"
-# What a script or a fuzzer says that it has done.
-DID = re.compile(r"did: (\d+) (.+)|(\d+) (operations) in")
+# What a script says that it has done, and a fuzzer so far.
+DID = re.compile(r"did: (\d+) (.+)")
+SO_FAR = re.compile(r"(\d+) operations in")
 HOST = check.SELFTESTS / "host"
 # Steps a second at the least, beside whatever else this machine does.
 SLOWEST = 0.5
@@ -78,6 +79,17 @@ ACTIVITIES = {
 }
 
 
+def done_by(lines: list[str]) -> collections.Counter[str]:
+    """What a script has done, by all that it has said."""
+    did: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        if found := DID.search(line):
+            did[found[2]] += int(found[1])
+        elif found := SO_FAR.search(line):
+            did["operations"] = int(found[1])
+    return did
+
+
 class Final(Report):
     """Nothing is run once more: a seed is for that."""
 
@@ -103,9 +115,7 @@ class Soak:
             OUT / f"{seed}.log",
             300 + amount / SLOWEST * vm.SLOWNESS[self.kernel],
         )
-        for line in lines:
-            if found := DID.search(line):
-                self.did[found[2] or found[4]] += int(found[1] or found[3])
+        self.did += done_by(lines)
         (OUT / f"{seed}.txt").write_text("\n".join(lines))
         return problems
 
