@@ -22,8 +22,8 @@ RUSTC_MIN=1.85.0
 BUILD_PACKAGES=(bc bison ccache cpio flex gcc kmod libc6-dev libelf-dev libssl-dev make perl
 	pkg-config util-linux xz-utils zstd)
 STOCK_PACKAGES=(make mmdebstrap util-linux xz-utils)
-VM_PACKAGES=(busybox-static dmsetup e2fsprogs fio iproute2 kmod lvm2 multipath-tools open-iscsi
-	procps psmisc sg3-utils sysstat thin-provisioning-tools udev util-linux xfsprogs)
+VM_PACKAGES=(btrfs-progs busybox-static dmsetup e2fsprogs fio iproute2 kmod lvm2 multipath-tools
+	open-iscsi procps psmisc sg3-utils sysstat thin-provisioning-tools udev util-linux xfsprogs)
 # Their services are not for this machine: they would start here, and each time that it starts.
 SERVER_PACKAGES=(glusterfs-client glusterfs-server nfs-kernel-server)
 LIBVIRT_PACKAGES=(libvirt-clients libvirt-daemon libvirt-daemon-driver-qemu)

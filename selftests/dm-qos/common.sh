@@ -238,6 +238,22 @@ no_limits() {
 		set iops 0 read_iops 0 write_iops 0 bps 0 read_bps 0 write_bps 0 2>/dev/null
 }
 
+# limit NAME KEY VALUE...: from now on.
+limit() {
+	local name=$1
+	shift
+	if is_about_the_peer; then
+		io_max "$name" "$@"
+	else
+		dmsetup message "$name" 0 set "$@"
+	fi
+}
+
+# have_waited NAME DIRECTION NUMBER: more than so many. With the C driver, who knows.
+have_waited() {
+	is_about_the_peer || field_is "$1" "$2_held_total" -gt "$3"
+}
+
 # field NAME FIELD: from dmsetup status.
 field() {
 	local status word

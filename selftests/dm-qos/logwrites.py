@@ -100,6 +100,9 @@ class PowerCut(NamedTuple):
         self.copy_image()
         wrong = []
         disk, mountpoint = self.disk.encode(), self.mountpoint.encode()
+        # It refuses a disk that was further once.
+        if self.type == "btrfs" and not run("btrfs", "device", "scan", "--forget"):
+            return "not forgotten"
         if LIBC.mount(disk, mountpoint, self.type.encode(), 0, None):
             return "not mounted"
         model = f"{self.model}.{point}"

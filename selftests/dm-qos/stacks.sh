@@ -1,7 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Ours: counts of its own
 # Runs: vm
 # Timeout: 300
 #
@@ -126,7 +125,7 @@ round-robin 0 2 0 /dev/mapper/a /dev/mapper/b"
 loaded_file_system() {
 	local round pids=()
 	make_disk d memory_backed=1 size=320 discard=1
-	"$@" /dev/d && make_qos q d iops 1000 bps 8M || return
+	"$@" /dev/d && make_qos q d write_iops 1000 write_bps 8M || return
 	mkdir -p /tmp/files
 	mount /dev/mapper/q /tmp/files || return
 	at_exit "no_limits q; wait; ! mountpoint -q /tmp/files || umount /tmp/files"
@@ -137,12 +136,12 @@ loaded_file_system() {
 	done
 	for ((round = 1; round <= 6; round++)); do
 		sleep 0.5
-		check "set" dmsetup message q 0 set iops $((round * 50)) bps $((round))M
+		check "set" limit q write_iops $((round * 50)) write_bps "${round}M"
 		check "suspend" takes_at_most "$PROMPT" dmsetup suspend q
 		check "resume" dmsetup resume q
 	done
-	check "some waited" field_is q write_held_total -gt 0
-	dmsetup message q 0 set iops 1000 bps 0
+	check "some waited" have_waited q write 0
+	limit q write_iops 1000 write_bps 0
 	check "files 1" wait "${pids[0]}"
 	check "files 2" wait "${pids[1]}"
 	check "trim" fstrim /tmp/files
@@ -202,6 +201,13 @@ make_target() {
 	SCSI_DISK=$(basename "$(compgen -G "$block")")
 }
 
+btrfs_keeps_its_files_under_load() {
+	loaded_file_system mkfs.btrfs -q
+	check "consistent" btrfs check --readonly /dev/mapper/q >/tmp/fsck 2>&1 ||
+		diag "$(cat /tmp/fsck)"
+	has_files
+}
+
 reservations_are_those_of_the_disk() {
 	local name
 	make_target || return
@@ -225,7 +231,10 @@ reservations_are_those_of_the_disk() {
 	remove_device l && remove_qos q
 }
 
+ours_only "counts of its own" above_and_below_crypt above_and_below_thin above_and_below_cache \
+	above_and_below_multipath
+ours_only "has dm-linear beside it already" reservations_are_those_of_the_disk
 set_up && io_serves || exit
 run_cases above_and_below_crypt above_and_below_thin above_and_below_cache \
 	above_and_below_multipath ext4_keeps_its_files_under_load xfs_keeps_its_files_under_load \
-	reservations_are_those_of_the_disk
+	btrfs_keeps_its_files_under_load reservations_are_those_of_the_disk
