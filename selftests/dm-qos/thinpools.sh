@@ -100,12 +100,12 @@ metadata_are() {
 # pool_with_metadata_that_fail TARGET: writes of them do.
 pool_with_metadata_that_fail() {
 	make_lower "$1" && make_pool 16384 && make_thin || return
-	io thin write:0:64K*8 flush
+	io thin write:0:64K*4 flush
 	becomes metadata-path "$(path metadata error_writes)"
-	last_of thin write:1M:64K*8 flush
+	last_of thin write:1M:64K*4 flush
 	state
 	echo "what was there is read and written:"
-	io thin verify:0:64K*8 write:0:64K*2 verify:0:64K*8
+	io thin verify:0:64K*4 write:0:64K*2 verify:0:64K*4
 	echo "nothing new:"
 	last_of thin write:4M:64K
 	becomes metadata-path "$(path metadata linear)"
@@ -114,7 +114,7 @@ pool_with_metadata_that_fail() {
 	thin_check -q --clear-needs-check-flag /dev/mapper/metadata >/dev/null 2>&1
 	make_pool 16384 && make_thin
 	state
-	io thin verify:0:64K*8 write:1M:64K*8 flush verify:1M:64K*8
+	io thin verify:0:64K*4 write:1M:64K*4 flush verify:1M:64K*4
 	remove_device thin && remove_device pool
 	metadata_are
 	__case_cleanup
@@ -128,14 +128,14 @@ a_pool_survives_metadata_that_cannot_be_written() {
 # pool_with_metadata_that_are_gone TARGET: when it begins, and when it runs.
 pool_with_metadata_that_are_gone() {
 	make_lower "$1" && make_pool 16384 && make_thin || return
-	io thin write:0:64K*8 flush
+	io thin write:0:64K*4 flush
 	remove_device thin && remove_device pool
 	becomes metadata-path "0 $(sectors metadata-disk) error"
 	make_pool 16384 2>/dev/null || echo "no pool"
 	remove_device pool
 	becomes metadata-path "$(path metadata linear)"
 	make_pool 16384 && make_thin || return
-	io thin verify:0:64K*8
+	io thin verify:0:64K*4
 	becomes metadata-path "0 $(sectors metadata-disk) error"
 	last_of thin write:1M:64K flush
 	state
@@ -143,7 +143,7 @@ pool_with_metadata_that_are_gone() {
 	remove_device thin && remove_device pool
 	thin_check -q --clear-needs-check-flag /dev/mapper/metadata >/dev/null 2>&1
 	make_pool 16384 && make_thin
-	io thin verify:0:64K*8
+	io thin verify:0:64K*4
 	__case_cleanup
 	CASE_AT_EXIT=()
 }
@@ -155,19 +155,19 @@ a_pool_survives_metadata_that_are_gone() {
 # pool_with_data_that_fail TARGET
 pool_with_data_that_fail() {
 	make_lower "$1" && make_pool 16384 && make_thin || return
-	io thin write:0:64K*8 flush
+	io thin write:0:64K*4 flush
 	becomes data-path "$(path data error_writes)"
-	io thin write:0:4K*2 verify:0:64K*8
+	io thin write:0:4K*2 verify:0:64K*4
 	# It has to be filled with zeroes first.
 	last_of thin write:1M:4K
 	state
 	becomes data-path "$(path data linear)"
-	io thin write:0:64K*8 write:1M:64K*4 flush verify:0:64K*8 verify:1M:64K*4
+	io thin write:0:64K*4 write:1M:64K*4 flush verify:0:64K*4 verify:1M:64K*4
 	state
 	becomes data-path "$(path data error_reads)"
 	io thin read:0:4K*2 write:0:4K*2
 	becomes data-path "$(path data linear)"
-	io thin verify:0:64K*8
+	io thin verify:0:64K*4
 	remove_device thin && remove_device pool
 	metadata_are
 	__case_cleanup

@@ -13,7 +13,7 @@ from balloonguest import DEVICE, LOWEST, MEMORY, SHARED, driven
 
 SEED = int(os.environ.get("SEED", "3"))
 # How often the balloon is to have another size while a program runs.
-MOVES = int(os.environ.get("MOVES", "8"))
+MOVES = int(os.environ.get("MOVES", "6"))
 # In MiB.
 SWAP = 512
 # The balloon leaves so much, which is enough for all programs here but the one that swaps.
