@@ -1,8 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Groups that take over from each other, and SCSI disks that go offline or are deleted, in both modes
-# of dm-multipath, under verified I/O.
+# Groups that take over from each other, and SCSI disks that go offline or are deleted, in both
+# modes of dm-multipath, under verified I/O.
 #
 # Runs: vm uml
 # Timeout: 300
