@@ -74,6 +74,7 @@ ACTIVITIES = {
         [
             *SCRIPTS,
             Activity("swings", "test_balloon.py", "SWINGS", 60, "test_reaches_each_size"),
+            Activity("sizes under programs", "test_balloon_stress.py", "MOVES", 30, "test_memory"),
         ],
     ),
 }
