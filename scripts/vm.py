@@ -388,6 +388,12 @@ def uml_command(options: Options, kdir: pathlib.Path, directory: pathlib.Path) -
     ]
 
 
+# How often a guest is started that does not boot.
+ATTEMPTS = 3
+# In the log of a guest whose kernel believed the wrong one of two measurements of its clock.
+WRONG_CLOCK = "tsc: PIT calibration deviates from HPET"
+
+
 class Guest:
     """A running guest, and a shell session in it.
 
@@ -416,22 +422,24 @@ class Guest:
         self._ended = False
 
     def __enter__(self) -> "Guest":
-        try:
-            self.start()
-        except GuestError:
-            if Guest.no_more or self.process is None:
-                raise
-            # An emulated guest on a busy host can lose its timer interrupts while it boots, and
-            # hangs then; nothing of ours runs yet.
-            self.kill()
-            self._reader.join()
-            failed = self.log.with_suffix(".hung.log")
-            self.log.rename(failed)
-            print(f"== a guest hung while it booted ({failed}): once more", file=sys.stderr)
-            self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
-            self._lines.clear()
-            self._ended = False
-            self.start()
+        for left in reversed(range(ATTEMPTS)):
+            try:
+                self.start()
+                break
+            except GuestError as error:
+                if Guest.no_more or self.process is None or not left:
+                    raise
+                # An emulated guest on a busy host can lose its timer interrupts while it boots, and
+                # hangs then, or take its clock to be slower than it is; nothing of ours runs yet.
+                self.kill()
+                self._reader.join()
+                failed = self.log.with_suffix(".hung.log")
+                self.log.rename(failed)
+                what = str(error).partition("\n")[0]
+                print(f"== a guest did not boot ({failed}: {what}): once more", file=sys.stderr)
+                self._directory = tempfile.TemporaryDirectory(prefix="ferrule-")
+                self._lines.clear()
+                self._ended = False
         return self
 
     def __exit__(self, *_exc) -> None:
@@ -471,6 +479,8 @@ class Guest:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self._wait_for_mark("boot", self.options.boot_timeout, None)
+        if any(WRONG_CLOCK in line for line in self.log_lines()):
+            raise GuestError("its time goes many times too fast")
         if self.options.qmp:
             self.qmp = Qmp(pathlib.Path(self._directory.name) / "qmp")
 
