@@ -45,10 +45,6 @@ HALF = (
 # Instructions per call.
 CALL_ROUNDS = 3
 CALL_MS = 20
-# A map of many paths, each of a weight of its own, is loaded: milliseconds for its selector.
-MANY = 1024
-UNEVEN = " ".join(str(10 + number * 37 % 90) for number in range(MANY))
-ADD_MS = 50
 # Selections from all CPUs.
 PAIRS = 7
 SELECT_MS = 1000
@@ -65,9 +61,7 @@ def run(results: Results) -> None:
     kdir = native()
     options = vm.Options(kernel="native", kdir=kdir, cpus=min(os.cpu_count(), 4))
     with results.guest("selections from all CPUs", options) as guest:
-        selectors = Selectors(guest, kdir)
-        from_all_cpus(results, selectors, options.cpus)
-        adding(results, selectors)
+        from_all_cpus(results, Selectors(guest, kdir), options.cpus)
 
 
 def native() -> pathlib.Path:
@@ -249,27 +243,6 @@ def per_call(results: Results, selectors: Selectors) -> None:
             peer=calls("fail", PEER, "1 1", 100),
             peer_name=PEER,
         )
-
-
-def adding(results: Results, selectors: Selectors) -> None:
-    """CPU time until a group of many paths is there, and the first of them is selected."""
-    results.say(f"{MANY:,} paths")
-    took = {OURS: [], PEER: []}
-    for turn in range(PAIRS + 1):
-        for name, samples in took.items():
-            before = selectors.cpu_ns()
-            selectors.run("add", name, 1, 0, UNEVEN)
-            if turn:
-                samples.append((selectors.cpu_ns() - before) / 1e6)
-    results.add(
-        f"CPU time to add {MANY:,} paths of uneven weights and select one",
-        "ms",
-        took[OURS],
-        peer=took[PEER],
-        peer_name=PEER,
-        goal=Goal("ferrule", "<=", ADD_MS),
-        paired=True,
-    )
 
 
 def from_all_cpus(results: Results, selectors: Selectors, cpus: int) -> None:

@@ -17,10 +17,6 @@
  *		the first path fails and is reinstated, with interrupts off; "run" reads as how
  *		often that was called, and how many nanoseconds it took
  *
- *	add NAME TIMES MILLISECONDS WEIGHT...
- *		a group is made, all paths are added to it, and one of them is selected; "run"
- *		reads as how often that was done, and how many nanoseconds it took
- *
  * A WEIGHT is a path's argument: as many as there are paths.
  */
 
@@ -197,34 +193,6 @@ static int make_group(struct group *group, struct path_selector_type *type, unsi
 	return r;
 }
 
-static void end_group(struct group *group)
-{
-	if (group->ps.type)
-		group->ps.type->destroy(&group->ps);
-	kfree(group->paths);
-	memset(group, 0, sizeof(*group));
-}
-
-static int run_add(struct path_selector_type *type, unsigned int times, unsigned int argc,
-		   char **argv)
-{
-	while (times--) {
-		struct group group = {};
-		u64 begin = ktime_get_ns();
-		int r = make_group(&group, type, argc, argv);
-
-		if (!r && !type->select_path(&group.ps, 4096))
-			r = -ENXIO;
-		took_ns += ktime_get_ns() - begin;
-		calls++;
-		end_group(&group);
-		if (r)
-			return r;
-		cond_resched();
-	}
-	return 0;
-}
-
 static int run_words(unsigned int argc, char **argv)
 {
 	struct path_selector_type *type = NULL;
@@ -242,8 +210,6 @@ static int run_words(unsigned int argc, char **argv)
 
 	calls = 0;
 	took_ns = 0;
-	if (!strcmp(argv[0], "add"))
-		return run_add(type, number, argc - 4, argv + 4);
 	r = make_group(&group, type, argc - 4, argv + 4);
 	if (!r && !strcmp(argv[0], "select"))
 		r = run_select(&group, number, (u64)ms * NSEC_PER_MSEC);
@@ -251,7 +217,9 @@ static int run_words(unsigned int argc, char **argv)
 		r = run_fail(&group, number);
 	else if (!r)
 		r = -EINVAL;
-	end_group(&group);
+	if (group.ps.type)
+		type->destroy(&group.ps);
+	kfree(group.paths);
 	return r;
 }
 
