@@ -30,7 +30,6 @@ use crate::{
     },
     policy::plan::{
         block_order,
-        Compaction,
         Harm,
         Memory,
         Plan,
@@ -156,20 +155,10 @@ struct Moving {
     message: Option<KBox<Lent>>,
     /// For the pages of a block of which some are wanted back.
     rest: Pages<Allocated>,
-    compaction: Compaction,
     /// There was nothing to be had last time, and the log says so.
     is_starved: bool,
     /// When the driver began to look at the guest.
     began: Instant<Monotonic>,
-}
-
-/// Which blocks go in.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pieces {
-    /// Any that the host takes.
-    Any,
-    /// Whole page blocks, as long as free memory stays above the low watermarks.
-    Whole,
 }
 
 /// When the next step is.
@@ -198,7 +187,6 @@ impl Resize {
             incoming: Pages::with_capacity(host.units.batch_pages())?,
             message: None,
             rest: Pages::with_capacity(rest)?,
-            compaction: Compaction::new(),
             is_starved: false,
             began: Instant::now(),
         };
@@ -276,7 +264,7 @@ impl Resize {
                 Managed::Counted => memory.total,
                 Managed::Removed => memory.total + pages_to_bytes(self.size()),
             },
-            spare: pages_to_bytes(vmstat::free_above_high().all),
+            spare: pages_to_bytes(vmstat::free_above_high()),
         }
     }
 
@@ -300,7 +288,6 @@ impl Resize {
             .next(target, size, memory, (now, harm), PAGE_SHIFT as u32);
         let next = match step {
             Step::Rest => {
-                moving.compaction = Compaction::new();
                 self.progress.rests();
                 return Ok(if size > 0 && moving.plan.gives_back() {
                     Next::After(WATCH)
@@ -373,35 +360,22 @@ impl Resize {
     /// Puts memory in, at most so many pages: a message of blocks if there are any, or else some
     /// messages of pages.
     fn inflate(&self, moving: &mut Moving, wanted: usize) -> Result {
-        if self.inflate_blocks(moving, wanted, Pieces::Any)? {
+        if self.inflate_blocks(moving, wanted)? {
             return Ok(());
         }
-        let mut wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
-        if moving.compaction.smaller() > 0 {
-            wanted = min(wanted, moving.compaction.smaller());
-            moving.compaction.took_smaller(wanted);
-        }
+        let wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
         self.inflate_pages(moving, wanted, Reclaim::Direct)
     }
 
-    /// Puts memory in for which other memory is reclaimed, at most so many pages: by kswapd, as long as
-    /// that gets anywhere. Whole page blocks, and single pages where there are none to be had.
+    /// Puts single pages in for which others are reclaimed, at most so many: by kswapd, as long as that
+    /// gets anywhere.
     fn inflate_by_reclaim(&self, moving: &mut Moving, wanted: usize) -> Result {
         let batch = self.host.units.batch_pages();
         let full = self.size() + wanted;
         while self.size() < full && !self.host.has_changed() {
             let before = self.size();
-            let left = full.saturating_sub(before);
-            if self.discards.is_some()
-                && left >= 1 << blocks::page_block_order()
-                && moving.compaction.smaller() == 0
-                && self.inflate_reclaimed_blocks(moving, left)?
-            {
-                continue;
-            }
-            let left = min(left, batch);
-            moving.compaction.took_smaller(left);
-            let room = vmstat::free_above_low().all;
+            let left = min(full.saturating_sub(before), batch);
+            let room = vmstat::free_above_low();
             let goes_on = if room >= left {
                 self.inflate_pages(moving, left, Reclaim::Background)?;
                 true
@@ -416,24 +390,6 @@ impl Resize {
             }
         }
         Ok(())
-    }
-
-    /// Puts whole page blocks in, of what kswapd reclaims and compaction makes of it. Says whether there
-    /// were any.
-    fn inflate_reclaimed_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<bool> {
-        let order = blocks::page_block_order();
-        for _ in 0..KSWAPD_TRIES {
-            if moving.compaction.smaller() > 0 {
-                return Ok(false);
-            }
-            if self.inflate_blocks(moving, wanted, Pieces::Whole)? {
-                return Ok(true);
-            }
-            vmstat::nodes().for_each(|node| blocks::wake_kswapd(order, node));
-            fsleep(KSWAPD_TRY);
-        }
-        moving.compaction.has_ended(false, 1 << order);
-        Ok(false)
     }
 
     /// Puts single pages in, at most so many.
@@ -478,8 +434,8 @@ impl Resize {
         sent
     }
 
-    /// Puts blocks in, the largest that are free, or that compaction makes. Says whether there were any.
-    fn inflate_blocks(&self, moving: &mut Moving, wanted: usize, pieces: Pieces) -> Result<bool> {
+    /// Puts blocks in, the largest that are free. Says whether there were any.
+    fn inflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<bool> {
         let Some(discards) = &self.discards else {
             return Ok(false);
         };
@@ -500,11 +456,7 @@ impl Resize {
                 let reserve = moving.plan.reserve(self.memory().total) >> PAGE_SHIFT;
                 min(wanted, free.saturating_sub(reserve as usize))
             });
-            let compaction = &mut moving.compaction;
-            by_node(wanted, |node, wanted| {
-                let most = (wanted, min(wanted, whole));
-                Ok(self.fill(blocks, compaction, node, most, pieces))
-            })?;
+            by_node(wanted, |node, wanted| Ok(fill(blocks, node, wanted, whole)))?;
             if blocks.is_empty() {
                 moving.message = Some(message);
                 return Ok(false);
@@ -516,58 +468,6 @@ impl Resize {
         }
         moving.message = Some(message);
         Ok(true)
-    }
-
-    /// Allocates blocks, at most `wanted` pages, and of them at most `whole` in whole page blocks: the
-    /// largest that are free, then whole page blocks that compaction makes, then what is smaller. Returns
-    /// how many pages.
-    fn fill(
-        &self,
-        blocks: &mut Blocks,
-        compaction: &mut Compaction,
-        node: Option<Node>,
-        (wanted, whole): (usize, usize),
-        pieces: Pieces,
-    ) -> usize {
-        let order = blocks::page_block_order();
-        let mut taken = 0;
-        loop {
-            let most = match pieces {
-                Pieces::Any => whole,
-                Pieces::Whole => min(whole, taken + vmstat::free_above_low().most),
-            };
-            taken += fill_orders(blocks, node, most - taken, order, blocks::MAX_ORDER);
-            let spare = match pieces {
-                Pieces::Any => vmstat::free_above_high(),
-                Pieces::Whole => vmstat::free_above_low(),
-            };
-            if min(whole - taken, spare.most) < 1 << order
-                || vmstat::free_above_low().most < blocks::compaction_room(order)
-                || blocks.is_full()
-                || self.host.has_changed()
-                || compaction.smaller() > 0
-            {
-                break;
-            }
-            let got = match node {
-                Some(node) => blocks.compact(order, node).is_ok(),
-                None => vmstat::nodes().any(|node| blocks.compact(order, node).is_ok()),
-            };
-            compaction.has_ended(got, 1 << order);
-            if got {
-                taken += 1 << order;
-            }
-        }
-        if pieces == Pieces::Whole {
-            return taken;
-        }
-        let left = match compaction.smaller() {
-            0 => wanted - taken,
-            smaller => min(wanted - taken, smaller),
-        };
-        let smaller = fill_orders(blocks, node, left, MIN_ORDER, order - 1);
-        compaction.took_smaller(smaller);
-        taken + smaller
     }
 
     /// Puts in what the host has discarded. What is smaller than a page block has to be movable.
@@ -689,11 +589,11 @@ impl Resize {
 fn has_reclaimed() -> bool {
     for _ in 0..KSWAPD_TRIES {
         fsleep(KSWAPD_TRY);
-        if vmstat::free_above_high().all > 0 {
+        if vmstat::free_above_high() > 0 {
             return true;
         }
     }
-    vmstat::free_above_low().all > BELOW_LOW
+    vmstat::free_above_low() > BELOW_LOW
 }
 
 /// Calls a function for each node with its share of so many pages, then for what is missing with none.
@@ -714,8 +614,21 @@ fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usi
     Ok(())
 }
 
-/// Allocates blocks of some orders, at most `wanted` pages, the largest that are free. Returns how many
-/// pages.
+/// Allocates blocks, at most `wanted` pages, the largest that are free, and at most `whole` pages in
+/// whole page blocks. Returns how many pages.
+fn fill(blocks: &mut Blocks, node: Option<Node>, wanted: usize, whole: usize) -> usize {
+    let page_block = blocks::page_block_order();
+    let taken = fill_orders(
+        blocks,
+        node,
+        min(wanted, whole),
+        page_block,
+        blocks::MAX_ORDER,
+    );
+    taken + fill_orders(blocks, node, wanted - taken, MIN_ORDER, page_block - 1)
+}
+
+/// As above, blocks of some orders.
 fn fill_orders(
     blocks: &mut Blocks,
     node: Option<Node>,

@@ -161,7 +161,7 @@ impl Plan {
         }
         let wanted = available.min(target - size);
         let spare = memory.spare >> page_shift;
-        if spare >= wanted.min(SPARE >> page_shift) && !self.strain.is_careful() {
+        if spare >= wanted.min(LEAST >> page_shift) && !self.strain.is_careful() {
             return Step::Inflate(wanted.min(spare));
         }
         if self.strain.is_calm(now) {
@@ -182,13 +182,6 @@ impl Plan {
 
 /// Less than this is not worth a step, in bytes.
 const LEAST: u64 = 1 << 20;
-
-/// What is reclaimed is taken by pieces of this size, in bytes: a huge page.
-const PIECE: u64 = 2 << 20;
-
-/// Less than this is not taken without reclaim, in bytes, if more is wanted: memory is compacted when so
-/// much is free.
-const SPARE: u64 = 2 * PIECE;
 
 /// How long growth pauses when it does harm, at first and at most, in milliseconds.
 const PAUSE: (u64, u64) = (1000, 64000);
@@ -337,9 +330,8 @@ impl Strain {
     /// How many pages the next step takes at most, of so many available ones.
     fn share(&mut self, now: u64, available: u64, page_shift: u32) -> u64 {
         self.last = now;
-        let (least, piece) = (LEAST >> page_shift, PIECE >> page_shift);
-        // A piece, or two or more, but not one and a half.
-        let share = ((available / SHARE) & !piece.wrapping_sub(1)).max(piece);
+        let least = LEAST >> page_shift;
+        let share = (available / SHARE).max(least);
         let stride = self.stride.saturating_mul(least);
         if self.stride == 0 || stride > share {
             self.stride = 0;
@@ -348,54 +340,6 @@ impl Strain {
         // Harm shows late.
         self.until = now + PAUSE.0;
         stride
-    }
-}
-
-/// Whether memory is compacted for whole page blocks, before smaller pieces are taken.
-///
-/// Where that fails several times in a row, some memory goes in smaller pieces before the next attempt:
-/// as much as a page block, and twice as much after each further failure.
-#[derive(Debug)]
-pub(crate) struct Compaction {
-    failures: u32,
-    /// How many pages go in smaller pieces before the next attempt.
-    smaller: usize,
-}
-
-/// So many failures in a row are by chance.
-const CHANCE: u32 = 3;
-
-/// How often the memory that goes in smaller pieces is doubled.
-const DOUBLED: u32 = 5;
-
-impl Compaction {
-    pub(crate) const fn new() -> Self {
-        Self {
-            failures: 0,
-            smaller: 0,
-        }
-    }
-
-    /// How many pages go in smaller pieces before the next attempt. 0: it is to be made.
-    pub(crate) const fn smaller(&self) -> usize {
-        self.smaller
-    }
-
-    /// So many pages went in smaller pieces.
-    pub(crate) fn took_smaller(&mut self, pages: usize) {
-        self.smaller = self.smaller.saturating_sub(pages);
-    }
-
-    /// An attempt got a page block, of so many pages, or did not.
-    pub(crate) fn has_ended(&mut self, got: bool, page_block: usize) {
-        if got {
-            *self = Self::new();
-            return;
-        }
-        self.failures = self.failures.saturating_add(1);
-        if self.failures >= CHANCE {
-            self.smaller = page_block << (self.failures - CHANCE).min(DOUBLED);
-        }
     }
 }
 

@@ -24,8 +24,7 @@ mod tests {
         handover::{Idle, News, Next, Round, DONE, STOP},
         message::{Message, Pfns, Stats, STATS},
         plan::{
-            block_order, Compaction, Harm, Memory, Plan, Shares, Step, Units, BATCH_UNITS,
-            MIN_ORDER, RESERVE,
+            block_order, Harm, Memory, Plan, Shares, Step, Units, BATCH_UNITS, MIN_ORDER, RESERVE,
         },
         store::List,
     };
@@ -300,57 +299,6 @@ mod tests {
         }
         assert!(guest.now - began < 15_000);
         assert_eq!(guest.step(target, |_, _| {}), Step::Rest);
-    }
-
-    #[test]
-    fn what_is_reclaimed_is_taken_by_huge_pages() {
-        let mut guest = Cached::new(false);
-        // Not a whole number of them.
-        let target = Cached::TOTAL / 2 + 100;
-        while guest.size < target {
-            let left = target - guest.size;
-            match guest.step(target, |_, _| {}) {
-                Step::Look(_) => {}
-                Step::Reclaim(pages) => assert!(pages % 512 == 0 || pages == left, "{pages}"),
-                step => panic!("{step:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn little_that_is_free_is_not_taken_in_small_pieces() {
-        let memory = |spare| Memory {
-            available: 512 * MIB,
-            total: 1024 * MIB,
-            spare,
-        };
-        let next = |target, spare| {
-            let step = Plan::new(0, false).next(target, 0, memory(spare), QUIET, 12);
-            matches!(step, Step::Inflate(_))
-        };
-        assert!(next(1 << 16, 4 * MIB));
-        assert!(!next(1 << 16, 3 * MIB));
-        // If it is all that is wanted.
-        assert!(next(700, 3 * MIB));
-    }
-
-    #[test]
-    fn memory_is_compacted_less_and_less_often_where_that_fails() {
-        let mut compaction = Compaction::new();
-        let mut smaller = Vec::new();
-        for _ in 0..12 {
-            compaction.has_ended(false, 512);
-            smaller.push(compaction.smaller() / 512);
-            compaction.took_smaller(compaction.smaller() / 2);
-            assert_eq!(compaction.smaller() > 0, smaller.last() != Some(&0));
-            compaction.took_smaller(usize::MAX);
-            assert_eq!(compaction.smaller(), 0);
-        }
-        assert_eq!(smaller, [0, 0, 1, 2, 4, 8, 16, 32, 32, 32, 32, 32]);
-        // Once it works, all is as before.
-        compaction.has_ended(true, 512);
-        compaction.has_ended(false, 512);
-        assert_eq!(compaction.smaller(), 0);
     }
 
     #[test]
