@@ -23,6 +23,8 @@ pub mod memalloc;
 #[cfg(feature = "balloon")]
 pub mod mm;
 pub mod module;
+#[cfg(any(feature = "balloon", feature = "power"))]
+pub mod notifier;
 pub mod numa;
 pub mod percpu;
 #[cfg(feature = "power")]

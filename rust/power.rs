@@ -16,14 +16,15 @@
 
 use crate::{
     bindings,
-    module::InUse, //
+    notifier::{
+        self,
+        Chain, //
+    }, //
 };
 use kernel::{
-    container_of,
     ffi,
     prelude::*,
-    sync::Arc,
-    types::Opaque, //
+    sync::Arc, //
 };
 
 /// Has something to do before the system sleeps.
@@ -39,75 +40,42 @@ pub trait Sleeper: Send + Sync + 'static {
     fn complete(&self);
 }
 
+/// The notifier chain of power management.
+pub struct Power(());
+
+// SAFETY: A chain of `kernel/power/main.c`, a blocking one. Where the kernel cannot sleep nobody is called.
+unsafe impl<T: Sleeper> Chain<T> for Power {
+    unsafe fn register(block: *mut bindings::notifier_block) -> ffi::c_int {
+        // SAFETY: By the requirements of this function.
+        unsafe { bindings::ferrule_register_pm_notifier(block) }
+    }
+
+    unsafe fn unregister(block: *mut bindings::notifier_block) {
+        // SAFETY: By the requirements of this function.
+        unsafe { bindings::ferrule_unregister_pm_notifier(block) };
+    }
+
+    unsafe fn tell(who: &T, event: ffi::c_ulong, _data: *mut ffi::c_void) {
+        match event as u32 {
+            bindings::PM_SUSPEND_PREPARE
+            | bindings::PM_HIBERNATION_PREPARE
+            | bindings::PM_RESTORE_PREPARE => who.prepare(),
+            bindings::PM_POST_SUSPEND
+            | bindings::PM_POST_HIBERNATION
+            | bindings::PM_POST_RESTORE => who.complete(),
+            _ => {}
+        }
+    }
+}
+
 /// Keeps somebody registered who has something to do before the system sleeps.
 ///
 /// Nobody is told if the kernel cannot sleep (`CONFIG_PM_SLEEP`).
-///
-/// # Invariants
-///
-/// `block` is registered.
-#[pin_data(PinnedDrop)]
-pub struct Registration<T: Sleeper> {
-    sleeper: Arc<T>,
-    #[pin]
-    block: Opaque<bindings::notifier_block>,
-    _in_use: InUse,
-}
-
-// SAFETY: It can be unregistered by any thread.
-unsafe impl<T: Sleeper> Send for Registration<T> {}
-// SAFETY: There is nothing to do with a reference.
-unsafe impl<T: Sleeper> Sync for Registration<T> {}
+pub type Registration<T> = notifier::Registration<T, Power>;
 
 impl<T: Sleeper> Registration<T> {
     /// Registers somebody. Process context.
     pub fn new(sleeper: Arc<T>) -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            sleeper,
-            _in_use: InUse::new(),
-            // INVARIANT: Registered when it succeeds. Last: it may be called at once.
-            block <- Opaque::try_ffi_init(|slot: *mut bindings::notifier_block| {
-                // SAFETY: `slot` is valid for writes, stays in place, and is unregistered before it
-                // goes.
-                unsafe {
-                    slot.write(pin_init::zeroed());
-                    (*slot).notifier_call = Some(Self::callback);
-                    kernel::error::to_result(bindings::ferrule_register_pm_notifier(slot))
-                }
-            }),
-        })
-    }
-
-    /// # Safety
-    ///
-    /// Only to be called by the notifier chain, with the `block` of a `Registration<T>`.
-    unsafe extern "C" fn callback(
-        block: *mut bindings::notifier_block,
-        event: ffi::c_ulong,
-        _data: *mut ffi::c_void,
-    ) -> ffi::c_int {
-        // CAST: `Opaque` is a transparent wrapper.
-        let block = block.cast::<Opaque<bindings::notifier_block>>();
-        // SAFETY: `block` is the field of a `Registration<T>` whose other fields were initialised
-        // before it was registered, and which lives until it is unregistered.
-        let sleeper = unsafe { &(*container_of!(block, Self, block)).sleeper };
-        match event as u32 {
-            bindings::PM_SUSPEND_PREPARE
-            | bindings::PM_HIBERNATION_PREPARE
-            | bindings::PM_RESTORE_PREPARE => sleeper.prepare(),
-            bindings::PM_POST_SUSPEND
-            | bindings::PM_POST_HIBERNATION
-            | bindings::PM_POST_RESTORE => sleeper.complete(),
-            _ => return bindings::NOTIFY_DONE as ffi::c_int,
-        }
-        bindings::NOTIFY_OK as ffi::c_int
-    }
-}
-
-#[pinned_drop]
-impl<T: Sleeper> PinnedDrop for Registration<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariants. Waits for a call that is under way.
-        unsafe { bindings::ferrule_unregister_pm_notifier(self.block.get()) };
+        Self::with_priority(sleeper, 0)
     }
 }
