@@ -27,10 +27,10 @@
 //!
 //! # Who runs concurrently, and with what
 //!
-//! `admit` runs in process context, on any number of CPUs; `io_ended` in any context. Work runs on
+//! `admit` runs in process context, on any number of CPUs; `bio_ended` in any context. Work runs on
 //! queues that make progress when memory is short; the timer in hard interrupt context. `state` is
 //! taken by `admit` (when it has to wait, or others do), the work, status, messages and suspend, never
-//! by the timer or `io_ended`; interrupts stay enabled. Inside of it a member's list of what is to be
+//! by the timer or `bio_ended`; interrupts stay enabled. Inside of it a member's list of what is to be
 //! submitted is locked, and nothing else. `armed` is taken by the work, and when the group ends and
 //! there is no work any more.
 //!
@@ -60,8 +60,7 @@ use super::{
     member::{
         Common,
         Member,
-        Mode,
-        Parent, //
+        Mode, //
     },
     policy::{
         gcra::{
@@ -175,7 +174,7 @@ pub(crate) struct Group {
     /// Of the same rates; only what is served by reservation is charged to it.
     certain: Limits,
     /// Room below, and whether bios wait for that or for capacity: changed with `state` locked.
-    room: Arc<Room>,
+    room: Room,
     #[pin]
     state: SpinLock<State>,
     #[pin]
@@ -403,7 +402,6 @@ impl Group {
     /// A group without members or capacity, `is_private` if it is to have one member and no capacity.
     /// Process context.
     pub(crate) fn new(common: Arc<Common>, is_private: bool) -> Result<Arc<Self>> {
-        let room = Arc::new(Room::new(), GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 clock: Clock::new(common.epoch),
@@ -412,7 +410,7 @@ impl Group {
                 is_to_share_out: Atomic::new(false),
                 capacity: Limits::new(),
                 certain: Limits::new(),
-                room,
+                room: Room::new(),
                 state <- new_spinlock!(State {
                     scheduler: Scheduler::new(),
                     entries: KVVec::new(),
@@ -448,15 +446,7 @@ impl Group {
             let now = self.now();
             state.scheduler.add(&promise, now).ok_or(ENOMEM)?
         };
-        let member = Member::new(
-            self.clone(),
-            self.room.clone(),
-            self.common.clone(),
-            slot,
-            disk,
-            is_zoned,
-            self.is_private,
-        );
+        let member = Member::new(self.common.clone(), slot, disk, is_zoned, self.is_private);
         let mut state = self.state.lock();
         let member = member.inspect_err(|_| state.scheduler.remove(slot))?;
         let now = self.now();
@@ -675,6 +665,16 @@ impl Group {
             member.enters();
         }
         is_counted
+    }
+
+    /// An I/O of a member that was counted as in flight has ended. Any context.
+    #[inline]
+    pub(crate) fn bio_ended(self: &Arc<Self>, member: &Member) {
+        // Before anybody looks whether there is room.
+        member.leaves();
+        if self.room.leave() {
+            self.kick();
+        }
     }
 
     /// Charges an I/O if it may leave now, as far as capacity and room below go. Says whether it is
@@ -1008,12 +1008,6 @@ impl WorkItem for Group {
                 }
             }
         }
-    }
-}
-
-impl Parent for Group {
-    fn wake(self: Arc<Self>) {
-        self.kick();
     }
 }
 

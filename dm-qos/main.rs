@@ -130,6 +130,11 @@ impl Target for Qos {
         self.membership.admit(bio, direction, charge)
     }
 
+    #[inline]
+    fn bio_ended(self: Pin<&Self>) {
+        self.membership.bio_ended();
+    }
+
     fn presuspend(self: Pin<&Self>, ti: TargetRef<'_>) {
         self.membership.suspend(ti.is_noflush_suspending());
     }

@@ -15,7 +15,6 @@ use super::{
             Limits, //
         },
         mclock::Slot,
-        room::Room,
         waiting::Waiting, //
     },
     queue::{
@@ -31,8 +30,7 @@ use ferrule::{
     bio::{
         plugged,
         BioList,
-        HeldBio,
-        Observer, //
+        HeldBio, //
     },
     device_mapper::MappedDisk,
     workqueue::{
@@ -51,7 +49,6 @@ use kernel::{
             Release, //
         },
         Arc,
-        ArcBorrow,
         SpinLock, //
     },
     workqueue::{
@@ -81,12 +78,6 @@ impl Common {
         };
         Ok(Arc::new(common, GFP_KERNEL)?)
     }
-}
-
-/// Who is told when there is room below that somebody waits for.
-pub(crate) trait Parent: Send + Sync {
-    /// Has those looked at that wait. Any context.
-    fn wake(self: Arc<Self>);
 }
 
 /// Whether limits apply.
@@ -126,9 +117,6 @@ pub(crate) struct Member {
     in_flight: Atomic<u64>,
     /// How many of them are its own by its reservation, whatever the others have below.
     sure: Atomic<u64>,
-    /// What all members of the group have below.
-    room: Arc<Room>,
-    parent: Arc<dyn Parent>,
     disk: MappedDisk,
     common: Arc<Common>,
     #[pin]
@@ -144,8 +132,6 @@ impl_has_work! {
 impl Member {
     /// Process context.
     pub(crate) fn new(
-        parent: Arc<dyn Parent>,
-        room: Arc<Room>,
         common: Arc<Common>,
         slot: Slot,
         disk: MappedDisk,
@@ -166,8 +152,6 @@ impl Member {
                 is_alone,
                 in_flight: Atomic::new(0),
                 sure: Atomic::new(0),
-                room,
-                parent,
                 disk,
                 common,
                 out <- new_spinlock!(BioList::new()),
@@ -287,7 +271,7 @@ impl Member {
                     counts[bio.direction() as usize] += 1;
                     self.traffic.count(bio.direction(), held.charge);
                     if held.is_counted {
-                        bio.observed_by(self.clone()).submit();
+                        bio.submit_observed();
                     } else {
                         bio.submit();
                     }
@@ -312,6 +296,12 @@ impl Member {
     #[inline]
     pub(crate) fn enters(&self) {
         self.in_flight.add(1, Relaxed);
+    }
+
+    /// One that was in flight has ended. Any context.
+    #[inline]
+    pub(crate) fn leaves(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 
     /// Has it fewer in flight than its reservation gives it?
@@ -368,15 +358,5 @@ impl WorkItem for Member {
 
     fn run(this: Arc<Member>) {
         this.submit();
-    }
-}
-
-impl Observer for Member {
-    fn bio_ended(this: ArcBorrow<'_, Self>) {
-        // Before the group looks whether there is room.
-        this.in_flight.fetch_sub(1, Relaxed);
-        if this.room.leave() {
-            this.parent.clone().wake();
-        }
     }
 }

@@ -87,7 +87,7 @@ impl Seat {
             }
             if !(governs && group.is_contended()) && member.is_limited() {
                 let now = group.clock.roughly_now(member.limits.burst());
-                if let Some(is_counted) = self.try_charge(direction, limits, charge, now) {
+                if let Some(is_counted) = self.try_charge(governs, direction, limits, charge, now) {
                     return self.pass(bio, direction, charge, is_counted);
                 }
             }
@@ -106,7 +106,7 @@ impl Seat {
     ) -> Map<'a, Held> {
         self.member.traffic.count(direction, charge);
         if is_counted {
-            Map::Observed(bio.observed_by(self.member.clone()))
+            Map::Observed(bio)
         } else {
             Map::Remapped(bio)
         }
@@ -176,14 +176,21 @@ impl Seat {
         charge: Charge,
         now: u64,
     ) -> Option<bool> {
-        self.try_charge(direction, limits, charge, now.into())
+        self.try_charge(self.group.governs(), direction, limits, charge, now.into())
     }
 
-    /// Charges an I/O if it may leave now, as far as limits, capacity and room below go. Says whether
-    /// it is counted as in flight.
+    /// A bio that left as one of those in flight has ended. Any context.
+    #[inline]
+    pub(crate) fn bio_ended(&self) {
+        self.group.bio_ended(&self.member);
+    }
+
+    /// Charges an I/O if it may leave now, as far as limits, and capacity and room below if the group
+    /// governs, go. Says whether it is counted as in flight.
     #[inline(always)]
     fn try_charge(
         &self,
+        governs: bool,
         direction: Direction,
         limits: Subset,
         charge: Charge,
@@ -193,7 +200,7 @@ impl Seat {
         if !limits.is_empty() && !member.limits.try_charge(limits, charge, now) {
             return None;
         }
-        if !group.governs() {
+        if !governs {
             return Some(false);
         }
         let is_counted = group.try_charge(member, direction, charge, now);

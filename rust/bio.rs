@@ -13,7 +13,8 @@
 //!    [`BioList`]: [`MappedBio::hold`] makes it a [`HeldBio`], [`HeldBio::release`] a [`MappedBio`]
 //!    again.
 //! 4. [`MappedBio::submit`] sends a kept bio on its way. [`MappedBio::end`] completes it instead.
-//! 5. Who wants to know when this one ends says so before ([`MappedBio::observed_by`]). Who wants to
+//! 5. Who wants to know when this one ends says so before ([`Map::Observed`],
+//!    [`MappedBio::submit_observed`]). Who wants to
 //!    know of all has an `end_io` ([`Target::end_io`]), which every bio then pays for.
 //!
 //! # C counterparts
@@ -24,7 +25,7 @@
 //! | [`Bio::direction`] | `bio_data_dir()` |
 //! | [`Bio::sector`], [`Bio::size`] | `bio->bi_iter` |
 //! | [`MappedBio::hold`], [`HeldBio::data`] | `dm_per_bio_data()` |
-//! | [`MappedBio::observed_by`] | `dm_hook_bio()` of dm-cache, and its like in other targets |
+//! | [`MappedBio::submit_observed`] | `dm_hook_bio()` of dm-cache, and its like in other targets |
 //! | [`IncomingBio::remap`] | `bio_set_dev()`, `bio->bi_iter.bi_sector = ...` |
 //! | [`MappedBio::submit`] | `dm_submit_bio_remap()` |
 //! | [`MappedBio::end`] | `bio->bi_status = ...; bio_endio()` |
@@ -55,7 +56,10 @@
 use crate::{
     bindings,
     compat::offset_in_vector,
-    device_mapper::Device, //
+    device_mapper::{
+        self,
+        Device, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -70,14 +74,7 @@ use core::{
         NonNull, //
     }, //
 };
-use kernel::{
-    ffi::c_void,
-    page::PAGE_SIZE,
-    sync::{
-        Arc,
-        ArcBorrow, //
-    }, //
-};
+use kernel::page::PAGE_SIZE;
 
 /// Bytes in a sector, the unit of addresses in the block layer whatever the device's block size.
 pub const SECTOR_SIZE: u32 = 1 << bindings::SECTOR_SHIFT;
@@ -201,6 +198,7 @@ pub fn plugged<R>(submit: impl FnOnce() -> R) -> R {
 ///   it was passed to the target. Until one of the two is done, the table that the target belongs
 ///   to, with the devices that it opened, exists: device mapper waits for bios in flight before it
 ///   destroys a table.
+/// - In an [`IncomingBio`] and a [`MappedBio`], `bio->bi_private` is the target's `struct dm_target`.
 /// - In a [`MappedBio`] and a [`HeldBio`], `bio->bi_bdev` is a device of that table.
 #[repr(transparent)]
 pub struct Bio<D = ()> {
@@ -208,21 +206,20 @@ pub struct Bio<D = ()> {
     _data: PhantomData<D>,
 }
 
-/// What is in the space that device mapper allocates with each bio.
-union PerBio<D> {
-    /// While it is held.
-    data: ManuallyDrop<D>,
-    /// From when it is to be observed until it ends.
-    observation: Observation,
+/// What is in the space that device mapper allocates with each bio, while it is held or observed.
+/// `bi_private`, which is the target's to use in a clone, points to it then.
+struct PerBio<D> {
+    /// The target that it came to.
+    ti: *mut bindings::dm_target,
+    kept: Kept<D>,
 }
 
-/// Who is to be told of the end of a bio.
-#[derive(Clone, Copy)]
-struct Observation {
-    /// The end function that it had before.
+/// What is kept of it.
+union Kept<D> {
+    /// While it is held.
+    data: ManuallyDrop<D>,
+    /// From when it is to be observed until it ends: the end function that it had before.
     end_io: bindings::bio_end_io_t,
-    /// An `Arc<O>`.
-    observer: *const c_void,
 }
 
 // SAFETY: By the type invariants this is the only reference to the bio, which is not tied to a
@@ -253,13 +250,15 @@ impl<D> Bio<D> {
         unsafe { bindings::dm_per_bio_data(bio, Self::DATA_SIZE) }.cast()
     }
 
-    /// Takes ownership of a bio that device mapper passed to the target.
+    /// Takes ownership of a bio that device mapper passed to a target.
     ///
     /// # Safety
     ///
     /// As for [`Self::per_bio`]; and the caller passes on the ownership of `bio`.
     #[inline]
-    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio) -> Self {
+    pub(crate) unsafe fn from_raw(bio: *mut bindings::bio, ti: *mut bindings::dm_target) -> Self {
+        // SAFETY: By the safety requirements. In a clone it is the target's to use.
+        unsafe { (*bio).bi_private = ti.cast() };
         // INVARIANT: By the safety requirements.
         Self {
             // SAFETY: Device mapper passes no null pointers.
@@ -452,9 +451,14 @@ impl<D> MappedBio<D> {
         // is the target's to use.
         unsafe {
             (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
-            let place = &raw mut (*Bio::<D>::per_bio(bio)).data;
-            place.write(ManuallyDrop::new(data));
-            (*bio).bi_private = place.cast();
+            let per_bio = Bio::<D>::per_bio(bio);
+            per_bio.write(PerBio {
+                ti: (*bio).bi_private.cast(),
+                kept: Kept {
+                    data: ManuallyDrop::new(data),
+                },
+            });
+            (*bio).bi_private = per_bio.cast();
         }
         // INVARIANT: Just set.
         HeldBio {
@@ -462,21 +466,40 @@ impl<D> MappedBio<D> {
         }
     }
 
-    /// Has `observer` told when the bio ends: whoever submits it, and however it ends.
-    pub fn observed_by<O: Observer>(self, observer: Arc<O>) -> ObservedBio<D> {
+    /// Has `ended` called when the bio ends, in place of the bio's own end function.
+    ///
+    /// # Safety
+    ///
+    /// `ended` must do what [`end_observed`] does, for this `D`, and submits or ends it before anything else
+    /// is done with it.
+    #[inline]
+    pub(crate) unsafe fn observe(&mut self, ended: unsafe extern "C" fn(*mut bindings::bio)) {
         let bio = self.bio.as_raw();
         // SAFETY: By the type invariants we own the bio, and the space in it. `bi_private` of a clone
         // is the target's to use.
         unsafe {
-            let place = &raw mut (*Bio::<D>::per_bio(bio)).observation;
-            place.write(Observation {
-                end_io: (*bio).bi_end_io,
-                observer: Arc::into_raw(observer).cast(),
+            let per_bio = Bio::<D>::per_bio(bio);
+            per_bio.write(PerBio {
+                ti: (*bio).bi_private.cast(),
+                kept: Kept {
+                    end_io: (*bio).bi_end_io,
+                },
             });
-            (*bio).bi_private = place.cast();
-            (*bio).bi_end_io = Some(observed_bio_ended::<O>);
+            (*bio).bi_private = per_bio.cast();
+            (*bio).bi_end_io = Some(ended);
         }
-        ObservedBio { bio: self }
+    }
+
+    /// As [`Self::submit`], and the target that the bio came to is told when it ends
+    /// ([`Target::bio_ended`](crate::device_mapper::Target::bio_ended)).
+    pub fn submit_observed(mut self) {
+        // SAFETY: By the type invariants we own the bio, and the target that it came to is there. What
+        // is called is of that target's kind, whose `PerBio` is `D`.
+        unsafe {
+            let ti = (*self.bio.as_raw()).bi_private.cast();
+            self.observe(device_mapper::bio_ended_of(ti));
+        }
+        self.submit();
     }
 
     /// Submits it to the device below.
@@ -505,8 +528,20 @@ impl<D> MappedBio<D> {
         if !self.bio.has_data() || !self.may_need_split() {
             return 1;
         }
+        // SAFETY: It carries data.
+        unsafe { self.count_splits() }
+    }
+
+    /// The part of [`Self::count_ios`] for large ones. A function of its own, so that others do not save
+    /// registers for it.
+    ///
+    /// # Safety
+    ///
+    /// It carries data.
+    #[inline(never)]
+    unsafe fn count_splits(&mut self) -> u32 {
         // SAFETY: By the type invariants we own the bio, and it is directed to a valid device; it
-        // carries data.
+        // carries data by the safety requirements.
         unsafe { bindings::ferrule_bio_count_splits(self.bio.as_raw()) }
     }
 
@@ -559,7 +594,8 @@ impl<D> Deref for MappedBio<D> {
 ///
 /// # Invariants
 ///
-/// `bi_private` of the bio points to the `D` in its per-bio data, which is initialised.
+/// `bi_private` of the bio points to its per-bio data, which are initialised: with a `D`, and with what
+/// `bi_private` was before.
 #[repr(transparent)]
 pub struct HeldBio<D = ()> {
     bio: ManuallyDrop<MappedBio<D>>,
@@ -573,7 +609,9 @@ impl<D> HeldBio<D> {
 
     #[inline]
     fn data_ptr(&self) -> *mut D {
-        self.bio.raw().bi_private.cast()
+        let per_bio = self.bio.raw().bi_private.cast::<PerBio<D>>();
+        // SAFETY: By the type invariants; it is no reference yet. A `ManuallyDrop` is transparent.
+        unsafe { (&raw mut (*per_bio).kept.data).cast() }
     }
 
     /// The target's own data in this bio.
@@ -594,9 +632,17 @@ impl<D> HeldBio<D> {
     #[inline]
     pub fn release(self) -> (MappedBio<D>, D) {
         let mut this = ManuallyDrop::new(self);
+        let bio = this.bio.as_raw();
         // SAFETY: By the type invariants it is initialised, and we own it. Nobody drops it but
         // whoever gets it.
         let data = unsafe { this.data_ptr().read() };
+        // INVARIANT: What was there before.
+        //
+        // SAFETY: As above.
+        unsafe {
+            let ti = (*(*bio).bi_private.cast::<PerBio<D>>()).ti;
+            (*bio).bi_private = ti.cast();
+        }
         // SAFETY: It is not used after this.
         (unsafe { ManuallyDrop::take(&mut this.bio) }, data)
     }
@@ -621,46 +667,24 @@ impl<D> Deref for HeldBio<D> {
     }
 }
 
-/// Who is told when a bio ends: [`MappedBio::observed_by`].
-pub trait Observer: Send + Sync + 'static {
-    /// A bio ended. Any context, hard interrupts too.
-    ///
-    /// The table that the bio went through exists until this returns and longer.
-    fn bio_ended(this: ArcBorrow<'_, Self>);
-}
-
-/// A bio that somebody wants to know the end of, about to be submitted.
-///
-/// Dropping it ends the I/O with [`Status::IOERR`].
-pub struct ObservedBio<D = ()> {
-    bio: MappedBio<D>,
-}
-
-impl<D> ObservedBio<D> {
-    #[inline]
-    pub(crate) fn into_mapped(self) -> MappedBio<D> {
-        self.bio
-    }
-
-    /// As [`MappedBio::submit`].
-    pub fn submit(self) {
-        self.bio.submit()
-    }
-}
-
-/// Ends a bio that was observed.
+/// Ends a bio that was observed: tells the target that it came to, and then whoever the end function
+/// was of.
 ///
 /// # Safety
 ///
-/// Called when a bio ends of which [`MappedBio::observed_by`] made an [`ObservedBio`].
-unsafe extern "C" fn observed_bio_ended<O: Observer>(bio: *mut bindings::bio) {
-    // SAFETY: `observed_by` had it point there, and neither was used by anybody since.
-    let Observation { end_io, observer } = unsafe { *(*bio).bi_private.cast() };
-    // SAFETY: `observed_by` put one there, of this type.
-    let observer = unsafe { Arc::<O>::from_raw(observer.cast()) };
-    O::bio_ended(observer.as_arc_borrow());
-    // Before the table may go: who owns it may be the last owner otherwise.
-    drop(observer);
+/// Called when a bio ends on which [`MappedBio::observe`] was called, with the same `D`.
+#[inline]
+pub(crate) unsafe fn end_observed<D>(
+    bio: *mut bindings::bio,
+    tell: impl FnOnce(*mut bindings::dm_target),
+) {
+    // SAFETY: `observe` had it point there, and neither was used by anybody since.
+    let (ti, end_io) = unsafe {
+        let per_bio = (*bio).bi_private.cast::<PerBio<D>>();
+        ((*per_bio).ti, (*per_bio).kept.end_io)
+    };
+    // Before the table may go.
+    tell(ti);
     // SAFETY: The bio is as it was, but that it ended. All that is to be done once for a bio that
     // ends was done by whoever called this.
     unsafe {
@@ -831,9 +855,12 @@ mod tests {
         alloc::KBox,
         ffi::c_void,
         prelude::*,
-        sync::atomic::{
-            Atomic,
-            Relaxed, //
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
         }, //
     };
 
@@ -887,7 +914,7 @@ mod tests {
             unsafe { (*clone).room[0] = ptr::from_ref(self) as u64 };
             // SAFETY: It is like a clone of device mapper's; nothing is asked of it here that only a
             // real one has.
-            let bio = unsafe { Bio::from_raw(&raw mut (*clone).bio) };
+            let bio = unsafe { Bio::from_raw(&raw mut (*clone).bio, ptr::null_mut()) };
             Ok(MappedBio { bio })
         }
 
@@ -1009,30 +1036,42 @@ mod tests {
         Ok(())
     }
 
-    impl Observer for Atomic<u64> {
-        fn bio_ended(this: ArcBorrow<'_, Self>) {
-            this.add(1, Relaxed);
-        }
+    /// How often somebody was told.
+    static TOLD: Atomic<u64> = Atomic::new(0);
+
+    /// # Safety
+    ///
+    /// As for [`end_observed`].
+    unsafe extern "C" fn tell(bio: *mut bindings::bio) {
+        // SAFETY: By the safety requirements.
+        unsafe {
+            end_observed::<()>(bio, |ti| {
+                assert!(ti.is_null());
+                TOLD.add(1, Relaxed);
+            })
+        };
     }
 
     #[test]
     fn who_observes_a_bio_is_told_once() -> Result {
         let ended = Ended::new();
-        let told = Arc::new(Atomic::new(0_u64), GFP_KERNEL)?;
-        let (bio, ()) = ended.bio(3)?.hold(()).release();
-        let bio = bio.observed_by(told.clone());
-        assert_eq!(told.load(Relaxed), 0);
-        bio.into_mapped().end(Status::NOSPC);
-        assert_eq!((told.load(Relaxed), ended.numbers.load(Relaxed)), (1, 3));
+        TOLD.store(0, Relaxed);
+        let (mut bio, ()) = ended.bio(3)?.hold(()).release();
+        // SAFETY: `tell` does nothing else. The bio ends right after.
+        unsafe { bio.observe(tell) };
+        assert_eq!(TOLD.load(Relaxed), 0);
+        bio.end(Status::NOSPC);
+        assert_eq!((TOLD.load(Relaxed), ended.numbers.load(Relaxed)), (1, 3));
         assert_eq!(
             ended.status.load(Relaxed),
             u32::from(Status::NOSPC.as_raw())
         );
         // What is dropped ends as well.
-        drop(ended.bio::<()>(4)?.observed_by(told.clone()));
-        assert_eq!((told.load(Relaxed), ended.numbers.load(Relaxed)), (2, 34));
-        // Nobody else has it any more.
-        assert!(Arc::into_unique_or_drop(told).is_some());
+        let mut bio = ended.bio::<()>(4)?;
+        // SAFETY: As above.
+        unsafe { bio.observe(tell) };
+        drop(bio);
+        assert_eq!((TOLD.load(Relaxed), ended.numbers.load(Relaxed)), (2, 34));
         Ok(())
     }
 }

@@ -16,11 +16,11 @@ use super::{
 use crate::{
     bindings,
     bio::{
+        end_observed,
         Bio,
         EndedBio,
         IncomingBio,
         MappedBio,
-        ObservedBio,
         Status, //
     },
     compat::owner,
@@ -91,8 +91,8 @@ impl Features {
 pub enum Map<'a, D> {
     /// It is directed to a device: device mapper is to submit it (`DM_MAPIO_REMAPPED`).
     Remapped(MappedBio<D>),
-    /// The same, and somebody is to be told when it ends.
-    Observed(ObservedBio<D>),
+    /// The same, and the target is to be told when it ends ([`Target::bio_ended`]).
+    Observed(MappedBio<D>),
     /// It is kept, or was submitted or ended already (`DM_MAPIO_SUBMITTED`).
     Submitted,
     /// Device mapper is to try again, after the suspend that is under way. Without one, it fails
@@ -164,7 +164,7 @@ pub enum StatusType {
 /// | --- | --- | --- |
 /// | `ctr` | process, may sleep | nothing of this target |
 /// | `map` | process, may sleep, but must not wait for other bios | itself, and all below |
-/// | `end_io` | any, also hard interrupt | itself, and all others |
+/// | `end_io`, `bio_ended` | any, also hard interrupt | itself, and all others |
 /// | timers, work | what they bring | all, until the target is dropped |
 /// | `status`, `message`, `prepare_ioctl` | process, may sleep | all, themselves included |
 /// | `presuspend` | process, may sleep | `map`, `end_io`, `status`, `message` |
@@ -267,9 +267,18 @@ pub trait Target: Sized + Send + Sync + 'static {
     /// A bio ended, with `status`: one that the target submitted, returned in [`Map::Remapped`] or
     /// ended itself, but not one that it returned in [`Map::Requeue`] or [`Map::Kill`].
     ///
-    /// It costs every bio something. Who has to know of some only has them
-    /// [observed](crate::bio::MappedBio::observed_by).
+    /// It costs every bio something. Who has to know of some only has them observed: see
+    /// [`bio_ended`](Self::bio_ended).
     fn end_io(self: Pin<&Self>, _ti: TargetRef<'_>, _bio: &EndedBio<'_>, _status: Status) -> EndIo {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// A bio ended that was returned in [`Map::Observed`] or submitted by
+    /// [`submit_observed`](crate::bio::MappedBio::submit_observed).
+    ///
+    /// Any context, hard interrupts too; others may run at the same time. The table exists until this
+    /// returns and longer.
+    fn bio_ended(self: Pin<&Self>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
@@ -754,18 +763,39 @@ struct Private<T> {
     target: T,
 }
 
+/// What device mapper knows of a kind of targets, and what only this crate does.
+#[repr(C)]
+struct Kind {
+    inner: bindings::target_type,
+    /// The end function of bios that are observed.
+    bio_ended: unsafe extern "C" fn(*mut bindings::bio),
+}
+
+/// The end function of bios that came to this target and are observed.
+///
+/// # Safety
+///
+/// `ti` must be a target that an [`Adapter`] made.
+#[inline]
+pub(crate) unsafe fn bio_ended_of(
+    ti: *mut bindings::dm_target,
+) -> unsafe extern "C" fn(*mut bindings::bio) {
+    // SAFETY: By the safety requirements `type` is the `inner` of a `Kind`, which outlives its targets.
+    unsafe { (*(*ti).type_.cast::<Kind>()).bio_ended }
+}
+
 /// Keeps a target registered until the module is unloaded. Made by
 /// [`module_target!`](crate::module_target) only: device mapper refers to it as long as there is a table
 /// line of this target, each of which holds a reference on the module, and on nothing else.
 ///
 /// # Invariants
 ///
-/// `inner` is registered by `dm_register_target()`, pinned, and unregistered by `drop` only, which
+/// `kind.inner` is registered by `dm_register_target()`, pinned, and unregistered by `drop` only, which
 /// is called when the module is unloaded.
 #[pin_data(PinnedDrop)]
 pub struct Registration<T: Target> {
     #[pin]
-    inner: Opaque<bindings::target_type>,
+    kind: Opaque<Kind>,
     shared: T::Shared,
 }
 
@@ -786,12 +816,16 @@ impl<T: Target> Registration<T> {
         try_pin_init!(Self {
             // In place before anybody can make a target.
             shared,
-            inner <- Opaque::try_ffi_init(|slot: *mut bindings::target_type| {
+            kind <- Opaque::try_ffi_init(|slot: *mut Kind| {
+                let kind = Kind {
+                    inner: Adapter::<T>::target_type(),
+                    bio_ended: Adapter::<T>::bio_ended,
+                };
                 // SAFETY: `slot` is valid for writes.
-                unsafe { slot.write(Adapter::<T>::target_type()) };
+                unsafe { slot.write(kind) };
                 // SAFETY: It was just initialised, and remains in place until it is unregistered.
                 // INVARIANT: Registered.
-                to_result(unsafe { bindings::dm_register_target(slot) })
+                to_result(unsafe { bindings::dm_register_target(&raw mut (*slot).inner) })
             }),
         })
     }
@@ -802,7 +836,7 @@ impl<T: Target> PinnedDrop for Registration<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariants. There is no table that refers to it: the module would not be
         // unloaded.
-        unsafe { bindings::dm_unregister_target(self.inner.get()) }
+        unsafe { bindings::dm_unregister_target(&raw mut (*self.kind.get()).inner) }
     }
 }
 
@@ -1013,11 +1047,11 @@ impl<T: Target> Adapter<T> {
             (*ti).set_accounts_remapped_io(true);
         }
 
-        // SAFETY: `type` is the `inner` of a registration, which was made before it was registered and
-        // outlives its targets: each of them holds a reference on the module.
+        // SAFETY: `type` is the first field of the `kind` of a registration, which was made before that
+        // was registered and outlives its targets: each of them holds a reference on the module.
         let shared = unsafe {
-            let inner = Opaque::cast_from((*ti).type_.cast_const());
-            &(*container_of!(inner, Registration<T>, inner)).shared
+            let kind = Opaque::cast_from((*ti).type_.cast_const().cast::<Kind>());
+            &(*container_of!(kind, Registration<T>, kind)).shared
         };
         // INVARIANT: By the safety requirements.
         let mut constructor = Constructor {
@@ -1098,15 +1132,23 @@ impl<T: Target> Adapter<T> {
     ///
     /// Called by device mapper only; `ti` was made by [`Self::ctr`], and `bio` is passed on to it.
     unsafe extern "C" fn map(ti: *mut bindings::dm_target, bio: *mut bindings::bio) -> c_int {
+        // SAFETY: By the safety requirements; `ctr` set `per_io_data_size`.
+        let incoming = IncomingBio::new(unsafe { Bio::from_raw(bio, ti) });
         // SAFETY: By the safety requirements.
         let (target, ti) = unsafe { Self::target(ti) };
-        // SAFETY: By the safety requirements; `ctr` set `per_io_data_size`.
-        let incoming = IncomingBio::new(unsafe { Bio::from_raw(bio) });
 
         let mapped = match T::map(target, ti, incoming) {
             Map::Submitted => return bindings::DM_MAPIO_SUBMITTED as c_int,
             Map::Remapped(mapped) => mapped,
-            Map::Observed(observed) => observed.into_mapped(),
+            Map::Observed(mut mapped) if mapped.as_raw() == bio => {
+                // SAFETY: It is what tells this target, and the bio is about to be submitted.
+                unsafe { mapped.observe(Self::bio_ended) };
+                mapped
+            }
+            Map::Observed(mapped) => {
+                mapped.submit_observed();
+                return bindings::DM_MAPIO_SUBMITTED as c_int;
+            }
             // The lifetime leaves no other than this bio.
             Map::Requeue(incoming) => {
                 incoming.into_bio().into_raw();
@@ -1125,6 +1167,21 @@ impl<T: Target> Adapter<T> {
         }
         mapped.submit();
         bindings::DM_MAPIO_SUBMITTED as c_int
+    }
+
+    /// # Safety
+    ///
+    /// Called when a bio ends that is observed, and came to a target of this kind.
+    unsafe extern "C" fn bio_ended(bio: *mut bindings::bio) {
+        let tell = |ti| {
+            if T::HAS_BIO_ENDED {
+                // SAFETY: By the safety requirements. The bio keeps its table.
+                let (target, _) = unsafe { Self::target(ti) };
+                T::bio_ended(target);
+            }
+        };
+        // SAFETY: By the safety requirements.
+        unsafe { end_observed::<T::PerBio>(bio, tell) };
     }
 
     /// # Safety
