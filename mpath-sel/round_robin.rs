@@ -96,8 +96,8 @@ pub(crate) struct RoundRobin {
 /// `add_path` makes everything anew, as only the last path completes it; then only the contents of
 /// the hops, of the schedule and of the cursors change.
 ///
-/// With many paths it only makes room, and whoever needs the schedule first makes it: who selects,
-/// and finds no hops. That is the only time that selecting takes a lock.
+/// With many paths it only makes room, as much as any schedule needs, and whoever needs the schedule
+/// first makes it: who selects, and finds no hops. That is the only time that selecting takes a lock.
 #[pin_data]
 struct Group {
     /// The paths' weights, in the order in which they were added.
@@ -108,6 +108,8 @@ struct Group {
     views: KVec<View>,
     /// For each slot of each section, the next one whose path is to be used.
     hops: KVVec<Cell>,
+    /// How far apart the sections of `hops` begin: at least as many slots as a section has.
+    stride: usize,
     /// Each CPU's place in its section.
     cursors: PerCpuU32,
     /// The schedule is made.
@@ -142,6 +144,7 @@ struct View {
 }
 
 /// For each slot of each section a path.
+#[derive(Default)]
 struct Schedule {
     order: KVVec<u16>,
     /// For each section those of all paths.
@@ -234,6 +237,7 @@ impl Group {
             is_in_service: KVec::new(),
             views: View::all(mode.takes_nearest)?,
             hops: KVVec::new(),
+            stride: 0,
             cursors: PerCpuU32::new()?,
             is_made: Atomic::new(false),
             mode,
@@ -259,7 +263,12 @@ impl Group {
             view.add(node)?;
         }
 
-        let (paths, sections) = (this.weights.len(), this.views.len());
+        let paths = this.weights.len();
+        if paths > rotation::MAX_EAGER && !this.mode.follows_latency {
+            self.make_room()?;
+            return Ok(None);
+        }
+        let sections = this.views.len();
         let mut jobs = KVVec::from_elem(Job::default(), paths * sections, GFP_KERNEL)?;
         let mut slots = 0;
         for jobs in jobs.chunks_exact_mut(paths) {
@@ -276,20 +285,13 @@ impl Group {
         let whole = slots * sections;
         let mut order = KVVec::from_elem(0u16, whole, GFP_KERNEL)?;
         this.hops.clear();
-        this.hops.reserve(whole, GFP_KERNEL)?;
-        for slot in 0..whole {
-            this.hops.push(rotation::no_hop(slot), GFP_KERNEL)?;
-        }
-        for (section, view) in this.views.iter().enumerate() {
-            for (nth, &cpu) in view.cpus.iter().enumerate() {
-                let first = rotation::first_slot(nth as u32, slots);
-                this.cursors.set(cpu, (section * slots) as u32 + first);
-            }
-        }
+        add_hops(this.hops, whole)?;
+        *this.stride = slots;
+        self.as_mut().set_cursors(slots);
 
         let is_made = paths <= rotation::MAX_EAGER;
         if is_made {
-            make_order(&mut order, &mut jobs, paths, this.mode.effort());
+            make_order(&mut order, &mut jobs, paths, self.mode.effort());
             self.make_hops(&order);
         }
         self.is_made.store(is_made, Relaxed);
@@ -297,6 +299,40 @@ impl Group {
         // Where it may sleep.
         drop(before);
         Ok(meter)
+    }
+
+    /// Makes room for the schedule of many paths. That is so much in most cases that it costs a path hardly
+    /// anything.
+    fn make_room(mut self: Pin<&mut Self>) -> Result {
+        let this = self.as_mut().project();
+        let (paths, whole) = (this.weights.len(), rotation::MAX_SLOTS * this.views.len());
+        let mut schedule = mem::take(&mut *this.schedule.lock());
+        let (order, jobs) = (&mut schedule.order, &mut schedule.jobs);
+        // Nothing may sleep while the schedule is locked.
+        let result = (order.resize(whole, 0, GFP_KERNEL))
+            .and_then(|()| jobs.resize(paths * this.views.len(), Job::default(), GFP_KERNEL));
+        if this.is_made.load(Relaxed) || this.hops.is_empty() {
+            this.is_made.store(false, Relaxed);
+            this.hops.clear();
+            add_hops(this.hops, whole)?;
+            *this.stride = rotation::MAX_SLOTS;
+        }
+        *this.schedule.lock() = schedule;
+        // Each path has a slot at least.
+        self.set_cursors(paths);
+        Ok(result?)
+    }
+
+    /// Spreads the CPUs over the sections, which have so many slots at least.
+    fn set_cursors(self: Pin<&mut Self>, slots: usize) {
+        let this = self.project();
+        for (section, view) in this.views.iter().enumerate() {
+            for (nth, &cpu) in view.cpus.iter().enumerate() {
+                let first = rotation::first_slot(nth as u32, slots);
+                this.cursors
+                    .set(cpu, (section * *this.stride) as u32 + first);
+            }
+        }
     }
 
     fn is_in_service(&self, path: usize) -> bool {
@@ -308,9 +344,9 @@ impl Group {
     fn make_hops(&self, order: &[u16]) {
         let slots = order.len() / self.views.len().max(1);
         for (section, view) in self.views.iter().enumerate() {
-            let begin = section * slots;
+            let (begin, first) = (section * self.stride, section * slots);
             let (Some(order), Some(hops)) = (
-                order.get(begin..begin + slots),
+                order.get(first..first + slots),
                 self.hops.get(begin..begin + slots),
             ) else {
                 continue;
@@ -336,7 +372,16 @@ impl Group {
         let mut schedule = self.schedule.lock();
         if !self.is_made.load(Relaxed) {
             let Schedule { order, jobs } = &mut *schedule;
-            make_order(order, jobs, self.weights.len(), Effort::Search);
+            let paths = self.weights.len();
+            if !self.mode.follows_latency {
+                // There is room for more.
+                let mut slots = 0;
+                for jobs in jobs.chunks_exact_mut(paths.max(1)) {
+                    slots = rotation::share_out(&self.weights, jobs);
+                }
+                order.truncate(slots * self.views.len());
+            }
+            make_order(order, jobs, paths, Effort::Search);
             self.make_hops(order);
             self.is_made.store(true, Relaxed);
         }
@@ -358,6 +403,15 @@ impl Group {
         self.cursors
             .update(|cursor| rotation::select(&self.hops, cursor))
     }
+}
+
+/// Adds so many hops that lead nowhere.
+fn add_hops(hops: &mut KVVec<Cell>, count: usize) -> Result {
+    hops.reserve(count, GFP_KERNEL)?;
+    for slot in 0..count {
+        hops.push(rotation::no_hop(slot), GFP_KERNEL)?;
+    }
+    Ok(())
 }
 
 /// Makes the schedule of each section: the first, and others where `jobs` differ.

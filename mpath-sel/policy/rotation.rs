@@ -58,10 +58,10 @@ pub(crate) const MAX_SLOTS: usize = 4096;
 
 /// Up to so many paths a schedule is made whenever a path is added, and a better one is looked for.
 /// With more, that would take too long: one is made once, when the first path is selected.
-pub(crate) const MAX_EAGER: usize = 32;
+pub(crate) const MAX_EAGER: usize = 24;
 /// How many slots, divided by the number of paths, to fill in search of a better schedule. A
 /// schedule is made as often as there are paths.
-const SEARCH: u32 = 1 << 17;
+const SEARCH: u32 = 1 << 16;
 
 /// The most sections.
 pub(crate) const MAX_SECTIONS: usize = (1 << SLOT_BITS) / MAX_SLOTS;
@@ -221,7 +221,7 @@ pub(crate) fn make_schedule(order: &mut [u16], jobs: &mut [Job], effort: Effort)
     let mut too_small = whole - 1;
     let mut range = whole;
     let mut budget = match effort {
-        Effort::Search if jobs.len() <= MAX_EAGER => SEARCH / paths + 3 * whole,
+        Effort::Search if jobs.len() <= MAX_EAGER => SEARCH / paths + 2 * whole,
         _ => 0,
     };
 
