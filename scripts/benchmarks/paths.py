@@ -87,10 +87,21 @@ def run(results: Results) -> None:
 
 
 def shape(lab: iscsi_lab.Lab, *netem: str) -> None:
-    """Do this to the links, at both ends."""
+    """Do this to the links, at both ends, and nothing of what was done before."""
     for guest in (lab.target, lab.initiator):
         for link, words in zip(lab.links, netem, strict=True):
-            guest.check(f"tc qdisc replace dev link{link.number} root netem limit 10000 {words}")
+            # What is not named stays as it was when netem is there already.
+            guest.check(
+                f"link=link{link.number}; tc qdisc del dev $link root 2>/dev/null;"
+                f" tc qdisc add dev $link root netem limit 10000 {words}"
+            )
+
+
+def change(lab: iscsi_lab.Lab, *delays: str) -> None:
+    """Change the delays of the links, at both ends. Packets that are on their way get through."""
+    for guest in (lab.target, lab.initiator):
+        for link, words in zip(lab.links, delays, strict=True):
+            guest.check(f"tc qdisc change dev link{link.number} root netem limit 10000 {words}")
 
 
 def use(lab: iscsi_lab.Lab, path: str, name: str) -> None:
@@ -167,7 +178,7 @@ def measure_change(results: Results, lab: iscsi_lab.Lab, path: str, names: list)
             use(lab, path, name)
             command = iscsi.fio(path, 600, rw="randread", bssplit="4k/100", iodepth=8)
             lab.shell(f"{command} & echo $! >/run/fio.pid; sleep {WARM_UP}")
-            shape(lab, slow, fast)
+            change(lab, slow, fast)
             output = lab.shell(f"sleep {NOTICED_AFTER}; {reads}; sleep 1; {reads}")
             counts = [int(word) for word in output.split()[-4:]]
             first, second = counts[2] - counts[0], counts[3] - counts[1]
