@@ -30,6 +30,7 @@ use crate::{
     },
     policy::plan::{
         block_order,
+        Compaction,
         Harm,
         Memory,
         Plan,
@@ -103,11 +104,16 @@ const MESSAGE_PAGES: usize = (64 << 20) >> PAGE_SHIFT;
 /// How many pages of blocks a step takes out. That is quick.
 const STEP_OUT_PAGES: usize = MESSAGE_PAGES * 4;
 
-/// While others are reclaimed for it, growth goes a little below the low watermark at most, which wakes
-/// kswapd, and then waits for that, so many milliseconds.
-const BELOW_LOW: usize = 8;
+/// How many pages are held at most to have kswapd reclaim, 16 MiB: what may be free above the low watermark
+/// where it is too little to be compacted, or on the lists of processors.
+const HELD: usize = (16 << 20) >> PAGE_SHIFT;
+
+/// How often kswapd is looked at, and how many milliseconds apart.
 const KSWAPD_TRIES: usize = 50;
 const KSWAPD_TRY: Delta = Delta::from_millis(2);
+
+/// What may come free of itself meanwhile.
+const NOT_RECLAIMED: usize = 8;
 
 /// How long to wait when there is no memory to be had.
 const RETRY: Delta = Delta::from_millis(200);
@@ -155,10 +161,22 @@ struct Moving {
     message: Option<KBox<Lent>>,
     /// For the pages of a block of which some are wanted back.
     rest: Pages<Allocated>,
+    /// For those that are held to have kswapd reclaim.
+    held: Pages<Allocated>,
+    compaction: Compaction,
     /// There was nothing to be had last time, and the log says so.
     is_starved: bool,
     /// When the driver began to look at the guest.
     began: Instant<Monotonic>,
+}
+
+/// Which blocks go in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pieces {
+    /// Any that the host takes.
+    Any,
+    /// Whole page blocks, as long as free memory stays above the low watermarks.
+    Whole,
 }
 
 /// When the next step is.
@@ -187,6 +205,8 @@ impl Resize {
             incoming: Pages::with_capacity(host.units.batch_pages())?,
             message: None,
             rest: Pages::with_capacity(rest)?,
+            held: Pages::with_capacity(HELD)?,
+            compaction: Compaction::new(),
             is_starved: false,
             began: Instant::now(),
         };
@@ -264,7 +284,7 @@ impl Resize {
                 Managed::Counted => memory.total,
                 Managed::Removed => memory.total + pages_to_bytes(self.size()),
             },
-            spare: pages_to_bytes(vmstat::free_above_high()),
+            spare: pages_to_bytes(vmstat::free_above_high().all),
         }
     }
 
@@ -288,6 +308,7 @@ impl Resize {
             .next(target, size, memory, (now, harm), PAGE_SHIFT as u32);
         let next = match step {
             Step::Rest => {
+                moving.compaction = Compaction::new();
                 self.progress.rests();
                 return Ok(if size > 0 && moving.plan.gives_back() {
                     Next::After(WATCH)
@@ -360,36 +381,64 @@ impl Resize {
     /// Puts memory in, at most so many pages: a message of blocks if there are any, or else some
     /// messages of pages.
     fn inflate(&self, moving: &mut Moving, wanted: usize) -> Result {
-        if self.inflate_blocks(moving, wanted)? {
+        if self.inflate_blocks(moving, wanted, Pieces::Any)? {
             return Ok(());
         }
-        let wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
+        let mut wanted = min(wanted, self.host.units.batch_pages() * STEP_MESSAGES);
+        if moving.compaction.smaller() > 0 {
+            wanted = min(wanted, moving.compaction.smaller());
+            moving.compaction.took_smaller(wanted);
+        }
         self.inflate_pages(moving, wanted, Reclaim::Direct)
     }
 
-    /// Puts single pages in for which others are reclaimed, at most so many: by kswapd, as long as that
-    /// gets anywhere.
+    /// Puts memory in for which other memory is reclaimed, at most so many pages: by kswapd, as long as
+    /// that gets anywhere. Whole page blocks, and single pages where there are none to be had.
     fn inflate_by_reclaim(&self, moving: &mut Moving, wanted: usize) -> Result {
         let batch = self.host.units.batch_pages();
         let full = self.size() + wanted;
         while self.size() < full && !self.host.has_changed() {
             let before = self.size();
-            let left = min(full.saturating_sub(before), batch);
-            let room = vmstat::free_above_low();
-            let goes_on = if room >= left {
+            let left = full.saturating_sub(before);
+            if left >= 1 << blocks::page_block_order()
+                && self.discards.is_some()
+                && moving.compaction.smaller() == 0
+                && self.inflate_page_blocks(moving, left)?
+            {
+                continue;
+            }
+            let left = min(left, batch);
+            moving.compaction.took_smaller(left);
+            if vmstat::free_above_low().all >= left || moving.have_reclaimed() {
                 self.inflate_pages(moving, left, Reclaim::Background)?;
-                true
-            } else {
-                // This wakes kswapd.
-                self.inflate_pages(moving, min(left, room + BELOW_LOW), Reclaim::Background)?;
-                has_reclaimed()
-            };
-            if !goes_on || self.size() <= before {
+            }
+            if self.size() <= before {
                 // kswapd does not get anywhere, or has given up, or what is free is for others.
                 return self.inflate_pages(moving, left, Reclaim::Direct);
             }
         }
         Ok(())
+    }
+
+    /// Puts whole page blocks in, down to the low watermarks: of what is free, or kswapd reclaims, and
+    /// compaction makes of it. Says whether there were any.
+    fn inflate_page_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<bool> {
+        let order = blocks::page_block_order();
+        let has_room = || vmstat::free_above_low().most >= blocks::compaction_room(order);
+        if self.inflate_blocks(moving, wanted, Pieces::Whole)? {
+            return Ok(true);
+        }
+        if !has_room()
+            && moving.have_reclaimed()
+            && self.inflate_blocks(moving, wanted, Pieces::Whole)?
+        {
+            return Ok(true);
+        }
+        if !has_room() {
+            // Else compaction has failed, which is known.
+            moving.compaction.has_ended(false, 1 << order);
+        }
+        Ok(false)
     }
 
     /// Puts single pages in, at most so many.
@@ -434,8 +483,8 @@ impl Resize {
         sent
     }
 
-    /// Puts blocks in, the largest that are free. Says whether there were any.
-    fn inflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<bool> {
+    /// Puts blocks in, the largest that are free, or that compaction makes. Says whether there were any.
+    fn inflate_blocks(&self, moving: &mut Moving, wanted: usize, pieces: Pieces) -> Result<bool> {
         let Some(discards) = &self.discards else {
             return Ok(false);
         };
@@ -456,7 +505,11 @@ impl Resize {
                 let reserve = moving.plan.reserve(self.memory().total) >> PAGE_SHIFT;
                 min(wanted, free.saturating_sub(reserve as usize))
             });
-            by_node(wanted, |node, wanted| Ok(fill(blocks, node, wanted, whole)))?;
+            let compaction = &mut moving.compaction;
+            by_node(wanted, |node, wanted| {
+                let most = (wanted, min(wanted, whole));
+                Ok(self.fill(blocks, compaction, node, most, pieces))
+            })?;
             if blocks.is_empty() {
                 moving.message = Some(message);
                 return Ok(false);
@@ -468,6 +521,58 @@ impl Resize {
         }
         moving.message = Some(message);
         Ok(true)
+    }
+
+    /// Allocates blocks, at most `wanted` pages, and of them at most `whole` in whole page blocks: the
+    /// largest that are free, then whole page blocks that compaction makes, then what is smaller. Returns
+    /// how many pages.
+    fn fill(
+        &self,
+        blocks: &mut Blocks,
+        compaction: &mut Compaction,
+        node: Option<Node>,
+        (wanted, whole): (usize, usize),
+        pieces: Pieces,
+    ) -> usize {
+        let order = blocks::page_block_order();
+        let mut taken = 0;
+        loop {
+            let most = match pieces {
+                Pieces::Any => whole,
+                Pieces::Whole => min(whole, taken + vmstat::free_above_low().most),
+            };
+            taken += fill_orders(blocks, node, most - taken, order, blocks::MAX_ORDER);
+            let spare = match pieces {
+                Pieces::Any => vmstat::free_above_high(),
+                Pieces::Whole => vmstat::free_above_low(),
+            };
+            if min(whole - taken, spare.most) < 1 << order
+                || vmstat::free_above_low().most < blocks::compaction_room(order)
+                || blocks.is_full()
+                || self.host.has_changed()
+                || compaction.smaller() > 0
+            {
+                break;
+            }
+            let got = match node {
+                Some(node) => blocks.compact(order, node).is_ok(),
+                None => vmstat::nodes().any(|node| blocks.compact(order, node).is_ok()),
+            };
+            compaction.has_ended(got, 1 << order);
+            if got {
+                taken += 1 << order;
+            }
+        }
+        if pieces == Pieces::Whole {
+            return taken;
+        }
+        let left = match compaction.smaller() {
+            0 => wanted - taken,
+            smaller => min(wanted - taken, smaller),
+        };
+        let smaller = fill_orders(blocks, node, left, MIN_ORDER, order - 1);
+        compaction.took_smaller(smaller);
+        taken + smaller
     }
 
     /// Puts in what the host has discarded. What is smaller than a page block has to be movable.
@@ -585,15 +690,35 @@ impl Resize {
     }
 }
 
+impl Moving {
+    /// Has kswapd reclaim until as much is free as it wants, and what was free before besides. It begins
+    /// when somebody goes below the low watermark: for that, single pages are held meanwhile. (To ask
+    /// for a page block wakes it as well, but then it reclaims more than is taken.) Says whether it
+    /// got anywhere.
+    fn have_reclaimed(&mut self) -> bool {
+        loop {
+            // What comes from the lists of processors was not free.
+            let room = vmstat::free_above_low().all;
+            let held = self.held.allocate(room.max(1), None, Reclaim::Background);
+            if held == 0 || room == 0 {
+                break;
+            }
+        }
+        let goes_on = has_reclaimed();
+        self.held.clear();
+        goes_on
+    }
+}
+
 /// Waits for kswapd to have as much free as it wants. Says whether there is more than it begins at.
 fn has_reclaimed() -> bool {
     for _ in 0..KSWAPD_TRIES {
         fsleep(KSWAPD_TRY);
-        if vmstat::free_above_high() > 0 {
+        if vmstat::free_above_high().all > 0 {
             return true;
         }
     }
-    vmstat::free_above_low() > BELOW_LOW
+    vmstat::free_above_low().all > NOT_RECLAIMED
 }
 
 /// Calls a function for each node with its share of so many pages, then for what is missing with none.
@@ -614,21 +739,8 @@ fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usi
     Ok(())
 }
 
-/// Allocates blocks, at most `wanted` pages, the largest that are free, and at most `whole` pages in
-/// whole page blocks. Returns how many pages.
-fn fill(blocks: &mut Blocks, node: Option<Node>, wanted: usize, whole: usize) -> usize {
-    let page_block = blocks::page_block_order();
-    let taken = fill_orders(
-        blocks,
-        node,
-        min(wanted, whole),
-        page_block,
-        blocks::MAX_ORDER,
-    );
-    taken + fill_orders(blocks, node, wanted - taken, MIN_ORDER, page_block - 1)
-}
-
-/// As above, blocks of some orders.
+/// Allocates blocks of some orders, at most `wanted` pages, the largest that are free. Returns how many
+/// pages.
 fn fill_orders(
     blocks: &mut Blocks,
     node: Option<Node>,

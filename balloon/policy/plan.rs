@@ -5,6 +5,8 @@
 //!
 //! The host counts in units of 4 KiB, whatever the guest's page size is. What is in units says so.
 
+use core::mem;
+
 /// The size of a unit, as a shift (`VIRTIO_BALLOON_PFN_SHIFT`).
 pub(crate) const UNIT_SHIFT: u32 = 12;
 
@@ -161,8 +163,11 @@ impl Plan {
         }
         let wanted = available.min(target - size);
         let spare = memory.spare >> page_shift;
-        if spare >= wanted.min(LEAST >> page_shift) && !self.strain.is_careful() {
-            return Step::Inflate(wanted.min(spare));
+        if spare >= wanted.min(SPARE >> page_shift) && !self.strain.is_careful() {
+            return Step::Inflate(match wanted <= spare {
+                true => wanted,
+                false => whole_pieces(spare, page_shift),
+            });
         }
         if self.strain.is_calm(now) {
             self.strain = Strain::new();
@@ -170,7 +175,13 @@ impl Plan {
         if let Some(step) = self.strain.look_first(now, harm) {
             return step;
         }
-        let pages = wanted.min(self.strain.share(now, available, page_shift));
+        let total = memory.total >> page_shift;
+        let share = share(available, total, page_shift);
+        let share = self.strain.share(now, share, wanted, page_shift);
+        let pages = wanted.min(share);
+        if pages == 0 {
+            return Step::Look(WINDOW);
+        }
         if spare < pages {
             return Step::Reclaim(pages);
         }
@@ -182,6 +193,13 @@ impl Plan {
 
 /// Less than this is not worth a step, in bytes.
 const LEAST: u64 = 1 << 20;
+
+/// What is reclaimed is taken by pieces of this size, in bytes: a huge page.
+const PIECE: u64 = 2 << 20;
+
+/// Less than this is not taken without reclaim, in bytes, if more is wanted: memory is compacted when so
+/// much is free.
+const SPARE: u64 = 2 * PIECE;
 
 /// How long growth pauses when it does harm, at first and at most, in milliseconds.
 const PAUSE: (u64, u64) = (1000, 64000);
@@ -202,6 +220,10 @@ const NOISE: u64 = 64;
 /// have the time to show that it needs it.
 const SHARE: u64 = 32;
 
+/// And this part of it, times the part that it is of all memory: the less is left, the likelier it is
+/// that it is needed.
+const SHARE_OF_PART: u64 = 16;
+
 /// What the balloon's growth does to the guest when it goes by reclaim: which is when nothing is free
 /// beyond the watermarks. Then the guest reads again what it needs and has lost, or writes to
 /// swap; both only count beyond what it did before the balloon grew.
@@ -215,6 +237,8 @@ struct Strain {
     taken: u64,
     /// What growth took by reclaim, and has not given back.
     owed: u64,
+    /// What the last steps left of their shares, in pages.
+    saved: u64,
     /// The most that the next step takes, in pages. 0: a [`SHARE`].
     stride: u64,
     /// How long growth pauses when it does harm, and until when.
@@ -244,6 +268,7 @@ impl Strain {
             },
             taken: 0,
             owed: 0,
+            saved: 0,
             stride: 0,
             pause: 0,
             until: 0,
@@ -327,19 +352,85 @@ impl Strain {
         None
     }
 
-    /// How many pages the next step takes at most, of so many available ones.
-    fn share(&mut self, now: u64, available: u64, page_shift: u32) -> u64 {
+    /// How many pages the next step takes at most, if it may take so many of so many that are wanted.
+    /// None if that is not yet a whole piece.
+    fn share(&mut self, now: u64, share: u64, wanted: u64, page_shift: u32) -> u64 {
         self.last = now;
         let least = LEAST >> page_shift;
-        let share = (available / SHARE).max(least);
+        let share = share + mem::take(&mut self.saved);
         let stride = self.stride.saturating_mul(least);
         if self.stride == 0 || stride > share {
             self.stride = 0;
+            let pieces = whole_pieces(share, page_shift);
+            if wanted > pieces {
+                self.saved = share - pieces;
+                return pieces;
+            }
             return share;
         }
         // Harm shows late.
         self.until = now + PAUSE.0;
         stride
+    }
+}
+
+/// How many pages a step that reclaims takes, of so many available ones and so many in all.
+fn share(available: u64, total: u64, page_shift: u32) -> u64 {
+    let part = (available / SHARE_OF_PART).saturating_mul(available) / total.max(1);
+    part.min(available / SHARE).max(LEAST >> page_shift)
+}
+
+/// So many pages, less what is not a whole piece.
+const fn whole_pieces(pages: u64, page_shift: u32) -> u64 {
+    let bytes = pages << page_shift;
+    (bytes - bytes % PIECE) >> page_shift
+}
+
+/// Whether memory is compacted for whole page blocks, before smaller pieces are taken.
+///
+/// Where that fails several times in a row, some memory goes in smaller pieces before the next attempt:
+/// as much as a page block, and twice as much after each further failure.
+#[derive(Debug)]
+pub(crate) struct Compaction {
+    failures: u32,
+    /// How many pages go in smaller pieces before the next attempt.
+    smaller: usize,
+}
+
+/// So many failures in a row are by chance.
+const CHANCE: u32 = 3;
+
+/// How often the memory that goes in smaller pieces is doubled.
+const DOUBLED: u32 = 5;
+
+impl Compaction {
+    pub(crate) const fn new() -> Self {
+        Self {
+            failures: 0,
+            smaller: 0,
+        }
+    }
+
+    /// How many pages go in smaller pieces before the next attempt. 0: it is to be made.
+    pub(crate) const fn smaller(&self) -> usize {
+        self.smaller
+    }
+
+    /// So many pages went in smaller pieces.
+    pub(crate) fn took_smaller(&mut self, pages: usize) {
+        self.smaller = self.smaller.saturating_sub(pages);
+    }
+
+    /// An attempt got a page block, of so many pages, or did not.
+    pub(crate) fn has_ended(&mut self, got: bool, page_block: usize) {
+        if got {
+            *self = Self::new();
+            return;
+        }
+        self.failures = self.failures.saturating_add(1);
+        if self.failures >= CHANCE {
+            self.smaller = page_block << (self.failures - CHANCE).min(DOUBLED);
+        }
     }
 }
 

@@ -122,12 +122,16 @@ __ferrule unsigned long ferrule_free_kernel_pages(void)
 	return elsewhere ? pages - min(pages, cma) : ULONG_MAX;
 }
 
-/* How many pages are free beyond a watermark of each zone, and what lower zones keep for others. */
-__ferrule unsigned long ferrule_free_above(enum zone_watermarks mark)
+/*
+ * How many pages are free beyond a watermark of each zone, and what lower zones keep for others:
+ * of all zones, and of the one that has most.
+ */
+__ferrule unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned long *most)
 {
 	unsigned long pages = 0;
 	int nid, i, j;
 
+	*most = 0;
 	for_each_node_state(nid, N_MEMORY) {
 		struct zone *zones = NODE_DATA(nid)->node_zones;
 
@@ -140,8 +144,10 @@ __ferrule unsigned long ferrule_free_above(enum zone_watermarks mark)
 				kept = max_t(unsigned long, kept, zones[i].lowmem_reserve[j]);
 			kept += wmark_pages(&zones[i], mark) + zones[i].nr_free_highatomic;
 			free = zone_page_state(&zones[i], NR_FREE_PAGES);
-			if (free > kept)
+			if (free > kept) {
 				pages += free - kept;
+				*most = max(*most, free - kept);
+			}
 		}
 	}
 	return pages;
@@ -206,17 +212,24 @@ static bool has_cma(void)
 }
 
 /*
- * What is free in one piece, without reclaim or compaction, for whom it is not worth it.
+ * What is free in one piece. To compact: memory of this node may be compacted for it, but nothing
+ * is reclaimed. That is what __GFP_NORETRY with __GFP_THISNODE means to the allocator, for
+ * transparent huge pages.
  *
  * Whole page blocks cannot be migrated. So they must not be where only what can be may be: not in
  * ZONE_MOVABLE, by the zone, and not in CMA. But they come from the free memory for what can be
  * moved, where there is no CMA: they would turn page blocks of that into unmovable ones, and these
  * stay so. What is smaller is going to be single pages, which can be migrated.
  */
-__ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order)
+__ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order,
+					   bool compact)
 {
 	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL;
 
+	if (compact) {
+		gfp |= __GFP_DIRECT_RECLAIM | __GFP_IO | __GFP_FS | __GFP_NORETRY;
+		only_there = true;
+	}
 	if (only_there)
 		gfp |= __GFP_THISNODE;
 	if (order < pageblock_order) {

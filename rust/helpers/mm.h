@@ -26,11 +26,11 @@ unsigned long ferrule_vm_event(enum vm_event_item item);
 int ferrule_next_memory_node(int after);
 unsigned long ferrule_node_free_pages(int nid);
 unsigned long ferrule_free_kernel_pages(void);
-unsigned long ferrule_free_above(enum zone_watermarks mark);
+unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned long *most);
 unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bool in_background,
 					  unsigned long count, struct page **pages);
 unsigned int ferrule_page_block_order(void);
-struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order);
+struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order, bool compact);
 void ferrule_free_block(struct page *block, unsigned int order);
 void ferrule_split_block(struct page *block, unsigned int order);
 void ferrule_block_inflated(struct page *block, unsigned int order, bool managed);

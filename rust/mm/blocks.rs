@@ -19,7 +19,7 @@
 //!
 //! | C | here |
 //! | --- | --- |
-//! | `alloc_pages`, `__free_pages` | [`Blocks::allocate`], drop |
+//! | `alloc_pages`, `__free_pages` | [`Blocks::allocate`], [`Blocks::compact`], drop |
 //! | `split_page` | [`Block::split`] |
 //! | `adjust_managed_page_count` | [`Managed`] |
 //! | a list of pages through `lru` | [`Kept`] |
@@ -68,6 +68,12 @@ pub const MAX_ORDER: u32 = bindings::ferrule_mm_FERRULE_MAX_PAGE_ORDER;
 pub fn page_block_order() -> u32 {
     // SAFETY: It only looks at a setting that does not change after boot.
     unsafe { bindings::ferrule_page_block_order() }
+}
+
+/// How many pages have to be free for compaction to make a block of this order, beyond the low watermark
+/// (`compact_gap`).
+pub const fn compaction_room(order: u32) -> usize {
+    2 << order
 }
 
 const ORDERS: usize = MAX_ORDER as usize + 1;
@@ -214,7 +220,39 @@ impl Blocks {
             None => (bindings::NUMA_NO_NODE, false),
         };
         // SAFETY: Can be called in such a context. The node has its data, by its invariants.
-        let page = unsafe { bindings::ferrule_alloc_block(node, only_there, order) };
+        let page = unsafe { bindings::ferrule_alloc_block(node, only_there, order, false) };
+        // SAFETY: As was just allocated.
+        unsafe { self.push(page, order) }
+    }
+
+    /// As [`allocate`](Self::allocate), but has the memory of a node compacted if none is free, as
+    /// long as a zone has [`compaction_room`] free beyond the low watermark. Nothing is reclaimed.
+    ///
+    /// Process context. It may migrate pages of a [`Balloon`].
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`] when there is no block all the same, [`ENOSPC`] when there is no room in `self`.
+    pub fn compact(&mut self, order: u32, node: Node) -> Result {
+        if self.is_full() {
+            return Err(ENOSPC);
+        }
+        if order > MAX_ORDER {
+            return Err(EINVAL);
+        }
+        // SAFETY: As above; it may sleep in this context.
+        let page = unsafe { bindings::ferrule_alloc_block(node.id(), true, order, true) };
+        // SAFETY: As was just allocated.
+        unsafe { self.push(page, order) }
+    }
+
+    /// Puts in what was allocated.
+    ///
+    /// # Safety
+    ///
+    /// `page` is null, or the first of `2^order` pages that were allocated in one piece. They are passed
+    /// on.
+    unsafe fn push(&mut self, page: *mut bindings::page, order: u32) -> Result {
         let page = NonNull::new(page).ok_or(ENOMEM)?;
         // INVARIANT: Just allocated.
         let block = Block { page, order };
@@ -509,6 +547,17 @@ mod tests {
         assert_eq!(vmstat::memory().total, before - 4 * PAGE_SIZE as u64);
         drop(inflated);
         assert_eq!(vmstat::memory().total, before);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_free_needs_no_compaction() -> Result {
+        let mut blocks = Blocks::with_capacity(1)?;
+        let node = vmstat::nodes().next().ok_or(ENODEV)?;
+        assert!(matches!(blocks.compact(MAX_ORDER + 1, node), Err(error) if error == EINVAL));
+        blocks.compact(1, node)?;
+        assert_eq!(blocks.size(), 2 * PAGE_SIZE);
+        assert!(matches!(blocks.compact(1, node), Err(error) if error == ENOSPC));
         Ok(())
     }
 

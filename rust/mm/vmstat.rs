@@ -89,18 +89,34 @@ pub fn free_kernel_pages() -> Option<usize> {
     (pages != usize::MAX).then_some(pages)
 }
 
+/// How many pages are free beyond a watermark.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct FreeAbove {
+    /// In all zones.
+    pub all: usize,
+    /// In the zone that has most of them.
+    pub most: usize,
+}
+
+impl FreeAbove {
+    fn new(mark: bindings::zone_watermarks) -> Self {
+        let mut most = 0;
+        // SAFETY: It only looks at zones, and `most` is valid for writes.
+        let all = unsafe { bindings::ferrule_free_above(mark, &mut most) };
+        Self { all, most }
+    }
+}
+
 /// How many pages are free beyond the high watermarks of their zones: they can be taken without anything
 /// being reclaimed for it.
-pub fn free_above_high() -> usize {
-    // SAFETY: It only looks at zones.
-    unsafe { bindings::ferrule_free_above(bindings::zone_watermarks_WMARK_HIGH) }
+pub fn free_above_high() -> FreeAbove {
+    FreeAbove::new(bindings::zone_watermarks_WMARK_HIGH)
 }
 
 /// How many pages are free beyond the low watermarks of their zones: when these are taken, kswapd
 /// begins to reclaim.
-pub fn free_above_low() -> usize {
-    // SAFETY: It only looks at zones.
-    unsafe { bindings::ferrule_free_above(bindings::zone_watermarks_WMARK_LOW) }
+pub fn free_above_low() -> FreeAbove {
+    FreeAbove::new(bindings::zone_watermarks_WMARK_LOW)
 }
 
 /// How many pages were read again, from a file or from swap, that had been reclaimed before.
@@ -225,5 +241,13 @@ mod tests {
         // Others allocate and free meanwhile, and pages on the processors' lists are not counted.
         let free = pages_to_bytes(free);
         assert!(free > memory().free / 2 && free <= memory().total);
+    }
+
+    #[test]
+    fn free_memory_is_above_the_watermarks_in_some_zone() {
+        for above in [free_above_high(), free_above_low()] {
+            assert!(above.most <= above.all);
+            assert!(above.most > 0 || above.all == 0);
+        }
     }
 }

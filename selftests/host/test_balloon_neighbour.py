@@ -175,11 +175,14 @@ def huge_under_load(balloon):
 @pytest.mark.ours("has the C driver beside ours")
 def test_caches_can_be_dropped_while_the_balloon_moves(balloon):
     """It gets to each size, and huge pages are left."""
-    found = {}
-    for driver in (THEIRS, OURS):
-        with using(balloon, driver):
-            found[driver] = huge_under_load(balloon)
-    assert found[OURS] > found[THEIRS] * 0.65, found
+    found = {THEIRS: 0, OURS: 0}
+    for _ in range(2):
+        for driver in found:
+            with using(balloon, driver):
+                found[driver] += huge_under_load(balloon)
+    # Page blocks that the balloon holds whole are huge pages that the guest has not: single pages
+    # would be moved together. (Blocks that cannot be moved left a hundredth.)
+    assert found[OURS] > found[THEIRS] * 0.5, found
 
 
 def watermarks(balloon):
