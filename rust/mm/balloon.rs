@@ -60,6 +60,10 @@ pub struct Allocated(());
 /// Pages were in a balloon, and can only be freed.
 pub struct Deflated(());
 
+/// How many pages are allocated at once at most. With `init_on_alloc` the allocator clears all of them with
+/// its lists locked, and whoever else allocates on this CPU waits.
+const AT_ONCE: usize = 256;
+
 /// Who reclaims memory when little is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reclaim {
@@ -161,14 +165,15 @@ impl Pages<Allocated> {
         let mut left = count.min(self.capacity() - self.len());
         let wanted = left;
         while left > 0 {
+            let count = left.min(AT_ONCE);
             let array = self.pages.spare_capacity_mut().as_mut_ptr();
             // CAST: A pointer that is not null is a `NonNull`.
             let array = array.cast::<*mut bindings::page>();
             // SAFETY: There is room for `left` elements. Null ones are what the allocator fills in.
             let got = unsafe {
-                ptr::write_bytes(array, 0, left);
+                ptr::write_bytes(array, 0, count);
                 let in_background = reclaim == Reclaim::Background;
-                bindings::ferrule_alloc_balloon_pages(node, only_there, in_background, left, array)
+                bindings::ferrule_alloc_balloon_pages(node, only_there, in_background, count, array)
             };
             if got == 0 {
                 break;
