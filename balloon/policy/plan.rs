@@ -201,13 +201,8 @@ const PIECE: u64 = 2 << 20;
 /// much is free.
 const SPARE: u64 = 2 * PIECE;
 
-/// How long growth pauses when it does harm, at first and at most, in milliseconds: four times as long
-/// each time. What the guest has lost it gets back only where the balloon may shrink.
-const PAUSE: (u64, u64) = (4000, 64000);
-
-/// How often the guest is looked at meanwhile, and how long after each step when growth goes on, in
-/// milliseconds: harm shows late.
-const LATE: u64 = 1000;
+/// How long growth pauses when it does harm, at first and at most, in milliseconds.
+const PAUSE: (u64, u64) = (1000, 64000);
 
 /// How long it is seen what comes of a step that reclaims, in milliseconds.
 pub(crate) const WINDOW: u32 = 100;
@@ -310,7 +305,7 @@ impl Strain {
         let allowed = NOISE + self.taken / 16 + usual.saturating_mul(passed) / 500;
         let refaulted = done.refaulted.saturating_sub(allowed);
         if refaulted > 0 || done.swapped > NOISE + self.taken / 16 {
-            self.pause = (self.pause * 4).max(PAUSE.0).min(PAUSE.1);
+            self.pause = (self.pause * 2).max(PAUSE.0).min(PAUSE.1);
             self.until = now + self.pause;
             self.last = now;
             self.stride = 1;
@@ -334,7 +329,7 @@ impl Strain {
 
     /// A pause, if growth did harm. What becomes of the guest is seen meanwhile.
     fn held(&self, now: u64) -> Option<Step> {
-        let left = self.until.saturating_sub(now).min(LATE) as u32;
+        let left = self.until.saturating_sub(now).min(PAUSE.0) as u32;
         (left > 0).then_some(Step::Pause(left))
     }
 
@@ -373,7 +368,8 @@ impl Strain {
             }
             return share;
         }
-        self.until = now + LATE;
+        // Harm shows late.
+        self.until = now + PAUSE.0;
         stride
     }
 }

@@ -431,7 +431,7 @@ mod tests {
             12,
         );
         assert_eq!(step, Step::Pause(1000));
-        guest.now += 4000;
+        guest.now += 1000;
         let step = guest.plan.next(
             Cached::TOTAL,
             guest.size,
@@ -458,7 +458,7 @@ mod tests {
                 last = began;
             }
         }
-        assert_eq!(pauses, [0, 4, 16, 64, 64, 64, 64, 64, 64]);
+        assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 64, 64]);
         assert!(guest.size < 12_000, "{}", guest.size);
     }
 
