@@ -434,7 +434,7 @@ impl Resize {
         {
             return Ok(true);
         }
-        if !has_room() {
+        if !blocks::CAN_COMPACT || !has_room() {
             // Else compaction has failed, which is known.
             moving.compaction.has_ended(false, 1 << order);
         }
@@ -546,7 +546,8 @@ impl Resize {
                 Pieces::Any => vmstat::free_above_high(),
                 Pieces::Whole => vmstat::free_above_low(),
             };
-            if min(whole - taken, spare.most) < 1 << order
+            if !blocks::CAN_COMPACT
+                || min(whole - taken, spare.most) < 1 << order
                 || vmstat::free_above_low().most < blocks::compaction_room(order)
                 || blocks.is_full()
                 || self.host.has_changed()

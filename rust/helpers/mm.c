@@ -156,6 +156,12 @@ __ferrule unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned l
 /* Fewer pages need not lie together. */
 #define LEAST_TOGETHER 16
 
+/*
+ * With init_on_alloc the bulk allocator clears all of its pages with preemption disabled. The host
+ * may take its time to populate them.
+ */
+#define MOST_IN_BULK 16ul
+
 /* Single pages that lie together. */
 static bool alloc_together(gfp_t gfp, int nid, unsigned int order, struct page **pages)
 {
@@ -188,7 +194,7 @@ __ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bo
 	else if (count >= LEAST_TOGETHER && is_power_of_2(count) &&
 		 alloc_together(gfp & ~__GFP_RECLAIM, nid, ilog2(count), pages))
 		return count;
-	return alloc_pages_bulk_node(gfp, nid, count, pages);
+	return alloc_pages_bulk_node(gfp, nid, min(count, MOST_IN_BULK), pages);
 }
 
 __ferrule unsigned int ferrule_page_block_order(void)

@@ -60,8 +60,7 @@ pub struct Allocated(());
 /// Pages were in a balloon, and can only be freed.
 pub struct Deflated(());
 
-/// How many pages are allocated at once at most. With `init_on_alloc` the allocator clears all of them with
-/// its lists locked, and whoever else allocates on this CPU waits.
+/// How many pages are asked for at once at most.
 const AT_ONCE: usize = 256;
 
 /// Who reclaims memory when little is free.

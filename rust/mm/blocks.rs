@@ -70,6 +70,10 @@ pub fn page_block_order() -> u32 {
     unsafe { bindings::ferrule_page_block_order() }
 }
 
+/// Whether memory can be compacted. User-mode Linux with several CPUs spoils programs whose memory is moved
+/// (7.3).
+pub const CAN_COMPACT: bool = cfg!(CONFIG_COMPACTION) && !cfg!(CONFIG_UML);
+
 /// How many pages have to be free for compaction to make a block of this order, beyond the low watermark
 /// (`compact_gap`).
 pub const fn compaction_room(order: u32) -> usize {
@@ -241,7 +245,7 @@ impl Blocks {
             return Err(EINVAL);
         }
         // SAFETY: As above; it may sleep in this context.
-        let page = unsafe { bindings::ferrule_alloc_block(node.id(), true, order, true) };
+        let page = unsafe { bindings::ferrule_alloc_block(node.id(), true, order, CAN_COMPACT) };
         // SAFETY: As was just allocated.
         unsafe { self.push(page, order) }
     }

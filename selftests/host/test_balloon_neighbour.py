@@ -294,7 +294,8 @@ def squeeze(balloon):
 def test_a_guest_without_swap_does_not_thrash(balloon):
     """What a program reads over and over stays cached, most of it; what was read once goes."""
     each, kept = squeeze(balloon)
-    assert each < READ / 2
+    # How much depends on how fast it reads.
+    assert each < READ * 2 / 3
     # All but for the kernel itself, what is read, and the reserve.
     assert kept < 700
 

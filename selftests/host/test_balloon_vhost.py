@@ -357,9 +357,13 @@ def test_a_host_that_discards_what_is_hinted(plug, bits):
 
 
 @pytest.mark.parametrize("driver", ["c", "rs"])
-def test_by_the_specification(guest, driver):
+def test_by_the_specification(boot, driver):
     """With `blocks=0` as with the C driver, also on a host that offers reporting: what is in the
     balloon came by the inflate queue and goes by the deflate queue."""
+    # Its memory is not in pieces yet. With more than one CPU user-mode Linux spoils programs whose
+    # memory is moved, without any balloon.
+    guest = boot(kernel="uml", memory=MEMORY, cpus=1, append=["kunit.autorun=0"])
+    guest.check(DATA)
     c = "modprobe virtio_balloon"
     rs = 'insmod "$FERRULE_MODULES/balloon/virtio_balloon_rs.ko" blocks=0'
     guest.check({"c": c, "rs": rs}[driver])

@@ -252,6 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn windows_of_large_weights_are_within_one_and_a_half() {
+        for paths in [3, 8, 16, 24] {
+            for first in 0..8u32 {
+                let weights: Vec<u32> = (0..paths).map(|n| 10 + (first + n) * 37 % 90).collect();
+                let (order, bound) = schedule_and_bound(&weights);
+                assert!(
+                    u64::from(bound) * 2 <= order.len() as u64 * 3,
+                    "{weights:?}: {bound}"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn windows_of_usual_weights_are_within_one() {
         for weights in [
             &[1u32, 1][..],
