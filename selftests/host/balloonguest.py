@@ -24,6 +24,15 @@ if vm.PEER:
     LOAD = "modprobe virtio_balloon"
 # Pages of the guest that may be somewhere else than before, for reasons of its own, in MiB.
 SLACK = 24
+# Fills memory by files of 512 KiB, and deletes every second one.
+FRAGMENT = """
+import os, sys
+for nth in range(int(sys.argv[1])):
+    with open(f"/mnt/{nth}", "wb") as file:
+        file.write(b"x" * 524288)
+for nth in range(0, int(sys.argv[1]), 2):
+    os.unlink(f"/mnt/{nth}")
+"""
 
 
 def report_after(guest, ms: int) -> None:
@@ -210,3 +219,20 @@ def driven(guest: vm.Guest):
     """The guest's balloon, with its driver, which has to unload in the end."""
     yield Balloon(guest)
     guest.check(f"rmmod {vm.BALLOON}")
+
+
+@contextlib.contextmanager
+def driven_with_disk(boot, directory, mib: int):
+    """As driven(), in a guest of its own that has an empty disk, /dev/vda."""
+    disk = directory / "disk"
+    with disk.open("wb") as file:
+        file.truncate(mib * MIB)
+    options = [
+        f"{DEVICE},free-page-reporting=on",
+        f"-drive file={disk},if=none,id=disk,format=raw,cache=unsafe",
+        "-device virtio-blk-pci,drive=disk",
+    ]
+    with driven(boot(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
+        # What is cached of it goes when nobody has it open.
+        balloon.sh("sleep 100000 </dev/vda >/dev/null 2>&1 &")
+        yield balloon

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import vm
-from balloonguest import DEVICE, MEMORY, MIB, SHARED, driven
+from balloonguest import FRAGMENT, MEMORY, MIB, SHARED, driven_with_disk
 
 OURS, THEIRS = "virtio_balloon_rs", "virtio_balloon"
 DISK = 1200
@@ -14,16 +14,6 @@ DISK = 1200
 LISTS = 1024
 # What a program reads over and over, in MiB.
 READ = 150
-
-# Fills memory by files of 512 KiB, and deletes every second one.
-FRAGMENT = """
-import os, sys
-for nth in range(int(sys.argv[1])):
-    with open(f"/mnt/{nth}", "wb") as file:
-        file.write(b"x" * 524288)
-for nth in range(0, int(sys.argv[1]), 2):
-    os.unlink(f"/mnt/{nth}")
-"""
 
 # Touches so many MiB that may be in huge pages.
 TOUCH = """
@@ -53,17 +43,7 @@ open("/run/least", "w").write(str(least))
 @pytest.fixture(name="guest", scope=SHARED)
 def guest_fixture(boot_for_module, tmp_path_factory):
     """One guest for this file, with a disk; each test leaves it as it found it."""
-    disk = tmp_path_factory.mktemp("disk") / "disk"
-    with disk.open("wb") as file:
-        file.truncate(DISK * MIB)
-    options = [
-        f"{DEVICE},free-page-reporting=on",
-        f"-drive file={disk},if=none,id=disk,format=raw,cache=unsafe",
-        "-device virtio-blk-pci,drive=disk",
-    ]
-    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
-        # What is cached of it goes when nobody has it open.
-        balloon.sh("sleep 100000 </dev/vda >/dev/null 2>&1 &")
+    with driven_with_disk(boot_for_module, tmp_path_factory.mktemp("disk"), DISK) as balloon:
         # They are higher for a while after memory was in pieces.
         balloon.marks = watermarks(balloon)
         yield balloon

@@ -5,7 +5,7 @@ import contextlib
 import time
 
 import pytest
-from balloonguest import DEVICE, MEMORY, MIB, SHARED, driven
+from balloonguest import FRAGMENT, MEMORY, SHARED, driven_with_disk
 
 DISK = 1200
 # What the balloon leaves available in these tests: more than it has to.
@@ -25,31 +25,11 @@ for nth in range(int(sys.argv[1]) * 128):
     os.write(file, page)
 """
 
-# Fills memory by files of 512 KiB, and deletes every second one.
-FRAGMENT = """
-import os, sys
-for nth in range(int(sys.argv[1])):
-    with open(f"/mnt/{nth}", "wb") as file:
-        file.write(b"x" * 524288)
-for nth in range(0, int(sys.argv[1]), 2):
-    os.unlink(f"/mnt/{nth}")
-"""
-
 
 @pytest.fixture(name="guest", scope=SHARED)
 def guest_fixture(boot_for_module, tmp_path_factory):
     """One guest for this file, with a disk; each test leaves it as it found it."""
-    disk = tmp_path_factory.mktemp("disk") / "disk"
-    with disk.open("wb") as file:
-        file.truncate(DISK * MIB)
-    options = [
-        f"{DEVICE},free-page-reporting=on",
-        f"-drive file={disk},if=none,id=disk,format=raw,cache=unsafe",
-        "-device virtio-blk-pci,drive=disk",
-    ]
-    with driven(boot_for_module(memory=f"{MEMORY}M", qemu_opts=options, udev=False)) as balloon:
-        # What is cached of it goes when nobody has it open.
-        balloon.sh("sleep 100000 </dev/vda >/dev/null 2>&1 &")
+    with driven_with_disk(boot_for_module, tmp_path_factory.mktemp("disk"), DISK) as balloon:
         yield balloon
 
 

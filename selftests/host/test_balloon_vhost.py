@@ -378,10 +378,10 @@ def test_by_the_specification(boot, driver):
         # Who discards what is in one piece in one call finds as few as there are.
         assert not {"inflate_descents", "deflate_descents"} & counts.keys()
 
-    # Free pages are reported as ever, two seconds after they came to lie together.
     # The lists of processors would keep some of each piece.
     device.sh("echo 65536 >/proc/sys/vm/percpu_pagelist_high_fraction")
 
+    # Free pages are reported as ever, two seconds after they came to lie together.
     def is_reported():
         device.sh("echo 3 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/vm/compact_memory")
         # Most of what is free: what was used last would come from what lies apart.
@@ -390,7 +390,6 @@ def test_by_the_specification(boot, driver):
         return device.host.state()["counts"].get("reporting")
 
     device.wait_for(is_reported, 90, "reports")
-    device.sh("echo 0 >/proc/sys/vm/percpu_pagelist_high_fraction")
     device.sh({"c": "rmmod virtio_balloon", "rs": "rmmod virtio_balloon_rs"}[driver])
     device.assert_as_before()
     seen = device.host.end()
