@@ -86,22 +86,23 @@ def run(results: Results) -> None:
         measure_change(results, lab, path, names)
 
 
-def shape(lab: iscsi_lab.Lab, *netem: str) -> None:
-    """Do this to the links, at both ends, and nothing of what was done before."""
+def on_links(lab: iscsi_lab.Lab, script: str, netem: tuple[str, ...]) -> None:
+    """Run a script for each link, at both ends, with what netem is to do on it."""
     for guest in (lab.target, lab.initiator):
         for link, words in zip(lab.links, netem, strict=True):
-            # What is not named stays as it was when netem is there already.
-            guest.check(
-                f"link=link{link.number}; tc qdisc del dev $link root 2>/dev/null;"
-                f" tc qdisc add dev $link root netem limit 10000 {words}"
-            )
+            guest.check(f"link=link{link.number} netem='netem limit 10000 {words}'; {script}")
+
+
+def shape(lab: iscsi_lab.Lab, *netem: str) -> None:
+    """Do this to the links, at both ends, and nothing of what was done before."""
+    # What is not named stays as it was when netem is there already.
+    script = "tc qdisc del dev $link root 2>/dev/null; tc qdisc add dev $link root $netem"
+    on_links(lab, script, netem)
 
 
 def change(lab: iscsi_lab.Lab, *delays: str) -> None:
     """Change the delays of the links, at both ends. Packets that are on their way get through."""
-    for guest in (lab.target, lab.initiator):
-        for link, words in zip(lab.links, delays, strict=True):
-            guest.check(f"tc qdisc change dev link{link.number} root netem limit 10000 {words}")
+    on_links(lab, "tc qdisc change dev $link root $netem", delays)
 
 
 def use(lab: iscsi_lab.Lab, path: str, name: str) -> None:
