@@ -307,11 +307,12 @@ impl Group {
         let this = self.as_mut().project();
         let (paths, whole) = (this.weights.len(), rotation::MAX_SLOTS * this.views.len());
         let mut schedule = mem::take(&mut *this.schedule.lock());
-        let (order, jobs) = (&mut schedule.order, &mut schedule.jobs);
         // Nothing may sleep while the schedule is locked.
-        let result = (order.resize(whole, 0, GFP_KERNEL))
-            .and_then(|()| jobs.resize(paths * this.views.len(), Job::default(), GFP_KERNEL));
-        if this.is_made.load(Relaxed) || this.hops.is_empty() {
+        schedule.order.resize(whole, 0, GFP_KERNEL)?;
+        let jobs = paths * this.views.len();
+        schedule.jobs.resize(jobs, Job::default(), GFP_KERNEL)?;
+        // The first ones had theirs made.
+        if this.is_made.load(Relaxed) {
             this.is_made.store(false, Relaxed);
             this.hops.clear();
             add_hops(this.hops, whole)?;
@@ -320,7 +321,7 @@ impl Group {
         *this.schedule.lock() = schedule;
         // Each path has a slot at least.
         self.set_cursors(paths);
-        Ok(result?)
+        Ok(())
     }
 
     /// Spreads the CPUs over the sections, which have so many slots at least.
