@@ -6,7 +6,8 @@
 //!
 //! - the work, one step after the other, with `moving` held;
 //! - a change of what the host wants (hardirq), which sets a flag and enqueues the work;
-//! - migration of single pages (compaction, in any task), with the host's channel;
+//! - migration of single pages (compaction, in any task, and in the work itself when it wants page
+//!   blocks), with the host's channel, which is only tried;
 //! - the OOM notifier (in any task that allocates, below the allocator), which takes blocks out, or
 //!   single pages with the host's channel if nobody else has it. It does not take `moving`, with
 //!   which memory is allocated;
@@ -542,13 +543,14 @@ impl Resize {
                 Pieces::Whole => min(whole, taken + vmstat::free_above_low().most),
             };
             taken += fill_orders(blocks, node, most - taken, order, blocks::MAX_ORDER);
+            let low = vmstat::free_above_low();
             let spare = match pieces {
                 Pieces::Any => vmstat::free_above_high(),
-                Pieces::Whole => vmstat::free_above_low(),
+                Pieces::Whole => low,
             };
             if !blocks::CAN_COMPACT
                 || min(whole - taken, spare.most) < 1 << order
-                || vmstat::free_above_low().most < blocks::compaction_room(order)
+                || low.most < blocks::compaction_room(order)
                 || blocks.is_full()
                 || self.host.has_changed()
                 || compaction.smaller() > 0

@@ -198,7 +198,8 @@ pub fn plugged<R>(submit: impl FnOnce() -> R) -> R {
 ///   it was passed to the target. Until one of the two is done, the table that the target belongs
 ///   to, with the devices that it opened, exists: device mapper waits for bios in flight before it
 ///   destroys a table.
-/// - In an [`IncomingBio`] and a [`MappedBio`], `bio->bi_private` is the target's `struct dm_target`.
+/// - In an [`IncomingBio`] and a [`MappedBio`], but not in that of a [`HeldBio`], `bio->bi_private` is
+///   the target's `struct dm_target`.
 /// - In a [`MappedBio`] and a [`HeldBio`], `bio->bi_bdev` is a device of that table.
 #[repr(transparent)]
 pub struct Bio<D = ()> {
@@ -254,7 +255,7 @@ impl<D> Bio<D> {
     ///
     /// # Safety
     ///
-    /// As for [`Self::per_bio`]; and the caller passes on the ownership of `bio`.
+    /// As for [`Self::per_bio`], of which `ti` is one; and the caller passes on the ownership of `bio`.
     #[inline]
     pub(crate) unsafe fn from_raw(bio: *mut bindings::bio, ti: *mut bindings::dm_target) -> Self {
         // SAFETY: By the safety requirements. In a clone it is the target's to use.

@@ -176,9 +176,8 @@ impl Plan {
             return step;
         }
         let total = memory.total >> page_shift;
-        let share = share(available, total, page_shift);
-        let share = self.strain.share(now, share, wanted, page_shift);
-        let pages = wanted.min(share);
+        let most = most_by_reclaim(available, total, page_shift);
+        let pages = wanted.min(self.strain.share(now, most, wanted, page_shift));
         if pages == 0 {
             return Step::Look(WINDOW);
         }
@@ -352,12 +351,12 @@ impl Strain {
         None
     }
 
-    /// How many pages the next step takes at most, if it may take so many of so many that are wanted.
-    /// None if that is not yet a whole piece.
-    fn share(&mut self, now: u64, share: u64, wanted: u64, page_shift: u32) -> u64 {
+    /// How many pages the next step takes at most, if it may take `most` of so many that are wanted: 0 if
+    /// that is not yet a whole piece.
+    fn share(&mut self, now: u64, most: u64, wanted: u64, page_shift: u32) -> u64 {
         self.last = now;
         let least = LEAST >> page_shift;
-        let share = share + mem::take(&mut self.saved);
+        let share = most + mem::take(&mut self.saved);
         let stride = self.stride.saturating_mul(least);
         if self.stride == 0 || stride > share {
             self.stride = 0;
@@ -375,7 +374,7 @@ impl Strain {
 }
 
 /// How many pages a step that reclaims takes, of so many available ones and so many in all.
-fn share(available: u64, total: u64, page_shift: u32) -> u64 {
+fn most_by_reclaim(available: u64, total: u64, page_shift: u32) -> u64 {
     let part = (available / SHARE_OF_PART).saturating_mul(available) / total.max(1);
     part.min(available / SHARE).max(LEAST >> page_shift)
 }

@@ -232,10 +232,8 @@ __ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned in
 {
 	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL;
 
-	if (compact) {
-		gfp |= __GFP_DIRECT_RECLAIM | __GFP_IO | __GFP_FS | __GFP_NORETRY;
-		only_there = true;
-	}
+	if (compact)
+		gfp |= __GFP_DIRECT_RECLAIM | __GFP_IO | __GFP_FS | __GFP_NORETRY | __GFP_THISNODE;
 	if (only_there)
 		gfp |= __GFP_THISNODE;
 	if (order < pageblock_order) {

@@ -60,9 +60,6 @@ pub struct Allocated(());
 /// Pages were in a balloon, and can only be freed.
 pub struct Deflated(());
 
-/// How many pages are asked for at once at most.
-const AT_ONCE: usize = 256;
-
 /// Who reclaims memory when little is free.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reclaim {
@@ -163,16 +160,17 @@ impl Pages<Allocated> {
         };
         let mut left = count.min(self.capacity() - self.len());
         let wanted = left;
+        let in_background = reclaim == Reclaim::Background;
+        // SAFETY: There is room for so many elements.
+        unsafe { ptr::write_bytes(self.pages.spare_capacity_mut().as_mut_ptr(), 0, left) };
         while left > 0 {
-            let count = left.min(AT_ONCE);
             let array = self.pages.spare_capacity_mut().as_mut_ptr();
             // CAST: A pointer that is not null is a `NonNull`.
             let array = array.cast::<*mut bindings::page>();
-            // SAFETY: There is room for `left` elements. Null ones are what the allocator fills in.
+            // SAFETY: There is room for `left` elements. Those that are null are what the allocator
+            // fills in, from the first on.
             let got = unsafe {
-                ptr::write_bytes(array, 0, count);
-                let in_background = reclaim == Reclaim::Background;
-                bindings::ferrule_alloc_balloon_pages(node, only_there, in_background, count, array)
+                bindings::ferrule_alloc_balloon_pages(node, only_there, in_background, left, array)
             };
             if got == 0 {
                 break;
