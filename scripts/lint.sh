@@ -73,6 +73,15 @@ spdx() {
 	[ -z "$missing" ]
 }
 
+# Warnings are errors. The manual pages are made of some of them.
+documentation() {
+	local page
+	for page in Documentation/*.rst Documentation/*/*.rst; do
+		"$VENV/bin/docutils" --writer=null --halt=2 "$page" || return
+	done
+	"$VENV/bin/python3" scripts/man.py out/man
+}
+
 step rustfmt rustfmt --check --edition 2021 --config-path "$source/.rustfmt.toml" "${rust[@]}"
 step clippy clippy
 step 'clippy, host' host_clippy
@@ -81,5 +90,6 @@ step checkpatch checkpatch "${c[@]}" "${shell[@]}"
 step shellcheck shellcheck --severity=style --external-sources "${shell[@]}"
 step 'ruff check' "$VENV/bin/ruff" check --quiet "${python[@]}"
 step 'ruff format' "$VENV/bin/ruff" format --check --quiet "${python[@]}"
+step documentation documentation
 step 'SPDX headers' spdx
 [ "$failed" = 0 ] || die "$failed of the checks failed"
