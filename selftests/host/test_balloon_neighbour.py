@@ -74,66 +74,78 @@ def unmovable_page_blocks(balloon):
     return sum(int(line.split()[4]) for line in text.splitlines() if line.startswith("Node"))
 
 
-def pool_mib(balloon):
-    """How large a pool of huge pages can be made of what is free. It is there for a moment only."""
+def pool_share(balloon):
+    """Which part of nearly all that is free can be made a pool of huge pages. It is there for a
+    moment only."""
     pool = "/proc/sys/vm/nr_hugepages"
-    wanted = (balloon.free_mib() - 100) // 2
-    return int(balloon.sh(f"echo {wanted} >{pool}; cat {pool}; echo 0 >{pool}")) * 2
+    wanted = (balloon.free_mib() - 64) // 2
+    return int(balloon.sh(f"echo {wanted} >{pool}; cat {pool}; echo 0 >{pool}")) / wanted
 
 
-def faulted_mib(balloon):
-    """How much of what a program touches it gets in huge pages."""
+def faulted_share(balloon):
+    """Which part of what a program touches it gets in huge pages: of three quarters of what is
+    free."""
     before = balloon.counters()["thp_fault_alloc"]
-    balloon.python(TOUCH, balloon.free_mib() * 3 // 4)
-    return (balloon.counters()["thp_fault_alloc"] - before) * 2
+    wanted = balloon.free_mib() * 3 // 4
+    balloon.python(TOUCH, wanted)
+    return (balloon.counters()["thp_fault_alloc"] - before) * 2 / wanted
+
+
+def huge_pages(balloon):
+    """What there is in huge pages when all else has been freed, as parts of what could be: for
+    faults, free, and for a pool. And how many page blocks cannot be moved."""
+    balloon.drop_caches()
+    # Nothing is compacted before a program asks for it.
+    faulted = faulted_share(balloon)
+    balloon.sh("for i in 1 2; do echo 1 >/proc/sys/vm/compact_memory; done")
+    free = huge_mib(balloon) / balloon.free_mib()
+    found = faulted, free, pool_share(balloon), unmovable_page_blocks(balloon)
+    print(
+        f"{balloon.driver()}: {balloon.actual() // MIB} MiB left, {balloon.free_mib()} MiB free;"
+        f" in huge pages {faulted:.3f} of what was touched, {free:.3f} of what is free,"
+        f" {found[2]:.3f} of a pool; {found[3]} unmovable page blocks"
+    )
+    return found
+
+
+def compare(balloon, action):
+    """Two rounds of an action that ends with huge_pages(), with each driver in turn."""
+    found = {THEIRS: [], OURS: []}
+    for _ in range(2):
+        for driver, those in found.items():
+            with using(balloon, driver):
+                those.append(action(balloon))
+                balloon.resize(MEMORY)
+    theirs, ours = ([sum(row) for row in zip(*found[d], strict=True)] for d in (THEIRS, OURS))
+    print([round(mine / other, 3) for mine, other in zip(ours, theirs, strict=True)])
+    # Whoever asks for huge pages gets them. What lies free, and nobody has asked for, differs by a
+    # third between two runs with the same driver. (Blocks that cannot be moved left a hundredth.)
+    assert ours[0] > theirs[0] * 0.9, found
+    assert ours[1] > theirs[1] * 0.65, found
+    assert ours[2] > theirs[2] * 0.95, found
+    assert ours[3] < theirs[3] + 20, found
 
 
 def huge_after_fragmentation(balloon):
-    """Inflate while memory is in pieces; what there is in huge pages when all else is freed: free,
-    for faults, and for a pool, in MiB. And how many page blocks cannot be moved."""
+    """Inflate while memory is in pieces."""
     balloon.drop_caches()
     count = (balloon.free_mib() - 100) * 2
     balloon.sh("mount -t tmpfs -o size=100%,nr_inodes=0 none /mnt")
     balloon.python(FRAGMENT, count)
     # More than our driver leaves available.
-    size = MEMORY - (balloon.counters()["MemAvailable"] // 1024 - 80)
-    balloon.resize(size)
+    balloon.resize(MEMORY - (balloon.counters()["MemAvailable"] // 1024 - 100))
     balloon.sh("umount /mnt")
-    balloon.drop_caches()
-    # Nothing is compacted before a program asks for it.
-    faulted = faulted_mib(balloon)
-    balloon.sh("for i in 1 2; do echo 1 >/proc/sys/vm/compact_memory; done")
-    free = balloon.free_mib()
-    huge, unmovable = huge_mib(balloon), unmovable_page_blocks(balloon)
-    found = huge, faulted, pool_mib(balloon), unmovable
-    print(
-        f"{balloon.driver()}: {size} MiB left, {free} MiB free, {huge} MiB of it in huge pages;"
-        f" {faulted} MiB in huge pages by faults; {found[2]} MiB in a pool;"
-        f" {unmovable} unmovable page blocks"
-    )
-    balloon.resize(MEMORY)
-    return found
+    return huge_pages(balloon)
 
 
 @pytest.mark.ours("has the C driver beside ours")
 def test_huge_pages_are_left_when_memory_was_in_pieces(balloon):
     """What the balloon holds does not keep the rest from becoming huge pages."""
-    found = {THEIRS: [], OURS: []}
-    for _ in range(2):
-        for driver, those in found.items():
-            with using(balloon, driver):
-                those.append(huge_after_fragmentation(balloon))
-    # What is in pieces for other reasons differs from time to time, by a third between two runs
-    # with the same driver. (Blocks that cannot be moved left a hundredth.)
-    theirs, ours = ([sum(row) for row in zip(*found[d], strict=True)] for d in (THEIRS, OURS))
-    for mine, other in zip(ours[:3], theirs[:3], strict=True):
-        assert mine > other * 0.65, found
-    assert ours[3] < theirs[3] + 20, found
+    compare(balloon, huge_after_fragmentation)
 
 
 def huge_under_load(balloon):
-    """Change the size while a program reads and caches are dropped; what is free in huge pages when
-    that has ended."""
+    """Change the size while a program reads and caches are dropped."""
     balloon.drop_caches()
     balloon.sh(
         ": >/run/drop; (while [ -e /run/drop ]; do echo 3 >/proc/sys/vm/drop_caches; sleep 0.2;"
@@ -144,25 +156,13 @@ def huge_under_load(balloon):
             balloon.resize(size)
             assert balloon.pages() == (MEMORY - size) * 256
     balloon.sh("rm /run/drop; wait")
-    balloon.drop_caches()
-    balloon.sh("echo 1 >/proc/sys/vm/compact_memory")
-    found = huge_mib(balloon)
-    print(f"{balloon.driver()}: {found} of {balloon.free_mib()} MiB free in huge pages")
-    balloon.resize(MEMORY)
-    return found
+    return huge_pages(balloon)
 
 
 @pytest.mark.ours("has the C driver beside ours")
 def test_caches_can_be_dropped_while_the_balloon_moves(balloon):
     """It gets to each size, and huge pages are left."""
-    found = {THEIRS: 0, OURS: 0}
-    for _ in range(2):
-        for driver in found:
-            with using(balloon, driver):
-                found[driver] += huge_under_load(balloon)
-    # Page blocks that the balloon holds whole are huge pages that the guest has not: single pages
-    # would be moved together. (Blocks that cannot be moved left a hundredth.)
-    assert found[OURS] > found[THEIRS] * 0.5, found
+    compare(balloon, huge_under_load)
 
 
 def watermarks(balloon):
@@ -224,7 +224,8 @@ def reading(balloon):
         " echo >>/run/passes; done) <&- >/dev/null 2>&1 &"
     )
     yield
-    balloon.sh("rm /run/reading /run/passes; wait; sleep 3")
+    # A pass that is under way would fill the cache again, with pages that cannot be moved.
+    balloon.sh("rm /run/reading /run/passes; while pidof dd >/dev/null; do sleep 0.1; done")
 
 
 def passes(balloon):
