@@ -4,7 +4,8 @@
 //!
 //! Who may run at the same time:
 //!
-//! - the work, one step after the other, with `moving` held;
+//! - the work, one step after the other, with `moving` held; it may have helpers on other CPUs take
+//!   blocks out, and waits for them;
 //! - a change of what the host wants (hardirq), which sets a flag and enqueues the work;
 //! - migration of single pages (compaction, in any task, and in the work itself when it wants page
 //!   blocks), with the host's channel, which is only tried;
@@ -76,6 +77,10 @@ use ferrule::{
     work::{
         OwnedWork,
         Run, //
+    },
+    workqueue::{
+        online_cpus,
+        run_with_help, //
     }, //
 };
 use kernel::{
@@ -83,6 +88,10 @@ use kernel::{
     page::PAGE_SHIFT,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         Arc,
         Mutex, //
     },
@@ -92,7 +101,10 @@ use kernel::{
         Instant,
         Monotonic, //
     },
-    workqueue::system_freezable, //
+    workqueue::{
+        system_freezable,
+        system_unbound, //
+    }, //
 };
 
 /// How many messages about single pages make a step. Between steps the host is waited for.
@@ -102,8 +114,11 @@ const STEP_MESSAGES: usize = 16;
 /// and reserve are looked at before the next.
 const MESSAGE_PAGES: usize = (64 << 20) >> PAGE_SHIFT;
 
-/// How many pages of blocks a step takes out. That is quick.
+/// How many pages of blocks a step takes out, on each CPU. That is quick.
 const STEP_OUT_PAGES: usize = MESSAGE_PAGES * 4;
+
+/// How many other CPUs help with that at most. Memory is not much faster for more.
+const MOST_HELPERS: usize = 7;
 
 /// How many pages are held at most to have kswapd reclaim, 16 MiB: what may be free above the low watermark
 /// where it is too little to be compacted, or on the lists of processors.
@@ -626,7 +641,44 @@ impl Resize {
 
     /// Takes blocks out. The host need not know: what it discarded is there again when it is touched.
     fn deflate_blocks(&self, moving: &mut Moving, wanted: usize) -> Result<usize> {
-        let wanted = min(wanted, STEP_OUT_PAGES);
+        let count = self.take_blocks(wanted);
+        if count > 0 || wanted == 0 || !self.balloon.is_empty() {
+            return Ok(count);
+        }
+        // All that there is are blocks that are too large.
+        let Some(block) = self.blocks.take_smallest() else {
+            return Ok(0);
+        };
+        block.split(wanted, &mut moving.rest)?;
+        self.balloon.enqueue(&mut moving.rest);
+        Ok(wanted)
+    }
+
+    /// Takes blocks out that are not larger than so many pages, on several CPUs if there is much to do: the
+    /// page allocator looks at each page, and for most of that takes no lock. Returns how many pages.
+    fn take_blocks(&self, wanted: usize) -> usize {
+        let others = online_cpus() - 1;
+        let helpers = min(wanted / STEP_OUT_PAGES, min(others, MOST_HELPERS));
+        if helpers == 0 {
+            return self.take_blocks_here(min(wanted, STEP_OUT_PAGES));
+        }
+        const PIECE: usize = 1 << blocks::MAX_ORDER;
+        let pieces = min(wanted, STEP_OUT_PAGES * (helpers + 1)) / PIECE;
+        let (next, count) = (Atomic::new(0), Atomic::new(0));
+        run_with_help(system_unbound(), helpers, || {
+            while next.fetch_add(1, Relaxed) < pieces {
+                let pages = self.take_blocks_here(PIECE);
+                count.add(pages, Relaxed);
+                if pages == 0 || self.host.has_changed() {
+                    break;
+                }
+            }
+        });
+        count.load(Relaxed)
+    }
+
+    /// As [`take_blocks`](Self::take_blocks), on this CPU.
+    fn take_blocks_here(&self, wanted: usize) -> usize {
         let mut count = 0;
         while let Some(order) = (wanted - count).checked_ilog2() {
             // Freed at once.
@@ -638,16 +690,7 @@ impl Resize {
                 break;
             }
         }
-        if count > 0 || wanted == 0 || !self.balloon.is_empty() {
-            return Ok(count);
-        }
-        // All that there is are blocks that are too large.
-        let Some(block) = self.blocks.take_smallest() else {
-            return Ok(0);
-        };
-        block.split(wanted, &mut moving.rest)?;
-        self.balloon.enqueue(&mut moving.rest);
-        Ok(wanted)
+        count
     }
 
     /// Takes everything out of the balloon, with the host's help as far as that goes.

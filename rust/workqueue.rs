@@ -17,6 +17,7 @@
 //! | [`OwnedQueue::enqueue`], [`OwnedQueue::try_spawn`] | `queue_work()` |
 //! | [`OwnedQueue::flush`] | `flush_workqueue()` |
 //! | [`flush_work`] | `flush_work()` |
+//! | [`run_with_help`] | `queue_work()` of several, `cancel_work_sync()` of each |
 //! | drop | `destroy_workqueue()` |
 //!
 //! An [`OwnedQueue`] takes no delayed work. `destroy_workqueue()` waits for work that is queued, but
@@ -39,10 +40,14 @@ use core::ptr::{
 };
 use kernel::{
     alloc::{
+        flags::GFP_NOWAIT,
         AllocError,
         Flags, //
     },
+    container_of,
     prelude::*,
+    static_lock_class,
+    types::Opaque,
     workqueue::{
         Queue,
         RawWorkItem,
@@ -191,15 +196,95 @@ pub fn flush_work<T: ?Sized, const ID: u64>(work: &Work<T, ID>) {
     unsafe { bindings::flush_work(Work::raw_get(work)) };
 }
 
+/// How many CPUs there are just now, at least one (`num_online_cpus()`). Any context.
+pub fn online_cpus() -> usize {
+    // SAFETY: It only reads a number.
+    unsafe { bindings::ferrule_num_online_cpus() as usize }
+}
+
+/// Work that runs a function that somebody else waits for.
+struct Helper<F> {
+    work: Opaque<bindings::work_struct>,
+    f: *const F,
+}
+
+impl<F: Fn() + Sync> Helper<F> {
+    /// # Safety
+    ///
+    /// Only to be called by a workqueue, with the `work` field of a `Helper<F>` whose `f` is valid until
+    /// this returns.
+    unsafe extern "C" fn run(work: *mut bindings::work_struct) {
+        // CAST: `Opaque` is a transparent wrapper.
+        let work = work.cast::<Opaque<bindings::work_struct>>();
+        // SAFETY: By the safety requirements.
+        let helper = unsafe { &*container_of!(work, Self, work) };
+        // SAFETY: As above. `F: Sync`, so any thread may call it.
+        unsafe { (*helper.f)() };
+    }
+}
+
+/// Runs a function here, and at the same time in as many as `helpers` work items of a queue. Returns
+/// when all have returned. Those that have not begun when it returns here, never do: so it must do by itself
+/// whatever is left to do, and does not depend on the queue to have a worker, or memory for one.
+///
+/// Process context. Not below a lock that the function takes as well.
+pub fn run_with_help<F: Fn() + Sync>(queue: &impl WorkQueue, helpers: usize, f: F) {
+    let mut items = KVec::with_capacity(helpers, GFP_NOWAIT).unwrap_or_else(|_| KVec::new());
+    for _ in 0..helpers {
+        let helper = Helper {
+            work: Opaque::uninit(),
+            f: &raw const f,
+        };
+        // Without memory there is less help.
+        if items.push_within_capacity(helper).is_err() {
+            break;
+        }
+    }
+    for item in &items {
+        // SAFETY: The work is valid for writes; the name and the key live for ever.
+        unsafe {
+            bindings::init_work_with_key(
+                item.work.get(),
+                Some(Helper::<F>::run),
+                false,
+                c"ferrule_helper".as_char_ptr(),
+                static_lock_class!().as_ptr(),
+            )
+        };
+        // SAFETY: The queue is valid as long as the reference. The work is initialised and is the `work`
+        // field of a `Helper`. Neither that, which is on the heap and stays where it is, nor `f` goes before
+        // it has been cancelled below, which waits; nothing before that returns from here.
+        unsafe {
+            bindings::queue_work_on(
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                queue.as_raw(),
+                item.work.get(),
+            )
+        };
+    }
+    f();
+    for item in &items {
+        // SAFETY: It was initialised above.
+        unsafe { bindings::cancel_work_sync(item.work.get()) };
+    }
+}
+
 #[kernel::macros::kunit_tests(ferrule_workqueue)]
 mod tests {
     use super::*;
-    use kernel::sync::{
-        atomic::{
-            Atomic,
-            Relaxed, //
+    use kernel::{
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            Arc, //
         },
-        Arc, //
+        time::{
+            delay::fsleep,
+            Delta, //
+        },
+        workqueue::system_unbound, //
     };
 
     #[test]
@@ -212,6 +297,37 @@ mod tests {
         }
         drop(queue);
         assert_eq!(done.load(Relaxed), 10);
+        Ok(())
+    }
+
+    #[test]
+    fn all_work_is_done_with_help_or_without() -> Result {
+        for helpers in [0, 1, 3] {
+            let (next, done) = (Atomic::new(0), Atomic::new(0));
+            run_with_help(system_unbound(), helpers, || {
+                while next.fetch_add(1, Relaxed) < 1000 {
+                    done.add(1, Relaxed);
+                }
+            });
+            assert_eq!(done.load(Relaxed), 1000);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn help_runs_at_the_same_time() -> Result {
+        let here = Atomic::new(0);
+        run_with_help(system_unbound(), 1, || {
+            here.add(1, Relaxed);
+            // Each waits for the other one.
+            for _ in 0..5000 {
+                if here.load(Relaxed) == 2 {
+                    break;
+                }
+                fsleep(Delta::from_millis(1));
+            }
+        });
+        assert_eq!(here.load(Relaxed), 2);
         Ok(())
     }
 }
