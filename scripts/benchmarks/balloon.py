@@ -29,8 +29,9 @@ from collections.abc import Iterator
 import balloon_host
 import check
 import vm
+from verdicts import Report
 
-from .results import Goal, Results
+from .results import OUT, Goal, Results
 
 MIB = 1 << 20
 GUEST_MIB = 2048
@@ -355,7 +356,7 @@ def discard(memory: mmap.mmap, advice: int, touched: bool) -> float:
 
 def user_mode(results: Results) -> None:
     """Both drivers on user-mode Linux; then in a guest that writes to all that it allocates."""
-    kdir = check.build("native")
+    kdir = check.build(Report(OUT), "native")
     balloon_host.build()
     for what, parameter in (("", "init_on_alloc=0"), (", init_on_alloc", "init_on_alloc=1")):
         options = vm.Options(
