@@ -128,6 +128,9 @@ const HELD: usize = (16 << 20) >> PAGE_SHIFT;
 const KSWAPD_TRIES: usize = 50;
 const KSWAPD_TRY: Delta = Delta::from_millis(2);
 
+/// How long it takes kswapd to reclaim a few MiB and go to sleep again.
+const KSWAPD_NAP: Delta = Delta::from_millis(10);
+
 /// What may come free of itself meanwhile.
 const NOT_RECLAIMED: usize = 8;
 
@@ -572,10 +575,13 @@ impl Resize {
             {
                 break;
             }
-            let got = match node {
-                Some(node) => blocks.compact(order, node).is_ok(),
-                None => vmstat::nodes().any(|node| blocks.compact(order, node).is_ok()),
-            };
+            // At the low watermarks kswapd runs in any case.
+            let anew = compaction.is_last() && pieces == Pieces::Any;
+            let mut got = compact(blocks, order, node, anew);
+            if !got && anew {
+                fsleep(KSWAPD_NAP);
+                got = compact(blocks, order, node, false);
+            }
             compaction.has_ended(got, 1 << order);
             if got {
                 taken += 1 << order;
@@ -783,6 +789,19 @@ fn by_node(wanted: usize, mut get: impl FnMut(Option<Node>, usize) -> Result<usi
         get(None, left)?;
     }
     Ok(())
+}
+
+/// Has memory compacted for a block, of one node or of any; `anew`, also where that has failed. Says
+/// whether there is one.
+fn compact(blocks: &mut Blocks, order: u32, node: Option<Node>, anew: bool) -> bool {
+    let mut on = |node| match anew {
+        false => blocks.compact(order, node).is_ok(),
+        true => blocks.compact_anew(order, node).is_ok(),
+    };
+    match node {
+        Some(node) => on(node),
+        None => vmstat::nodes().any(on),
+    }
 }
 
 /// Allocates blocks of some orders, at most `wanted` pages, the largest that are free. Returns how many

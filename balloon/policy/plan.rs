@@ -415,6 +415,11 @@ impl Compaction {
         self.smaller
     }
 
+    /// Whether one more failure is not by chance any more.
+    pub(crate) const fn is_last(&self) -> bool {
+        self.failures + 1 >= CHANCE
+    }
+
     /// So many pages went in smaller pieces.
     pub(crate) fn took_smaller(&mut self, pages: usize) {
         self.smaller = self.smaller.saturating_sub(pages);

@@ -220,7 +220,7 @@ static bool has_cma(void)
 /*
  * What is free in one piece. To compact: memory of this node may be compacted for it, but nothing
  * is reclaimed. That is what __GFP_NORETRY with __GFP_THISNODE means to the allocator, for
- * transparent huge pages.
+ * transparent huge pages. To wake kswapd, if there is none: it reclaims about twice as much.
  *
  * Whole page blocks cannot be migrated. So they must not be where only what can be may be: not in
  * ZONE_MOVABLE, by the zone, and not in CMA. But they come from the free memory for what can be
@@ -228,12 +228,14 @@ static bool has_cma(void)
  * stay so. What is smaller is going to be single pages, which can be migrated.
  */
 __ferrule struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order,
-					   bool compact)
+					   bool compact, bool wake_kswapd)
 {
 	gfp_t gfp = __GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_HARDWALL;
 
 	if (compact)
 		gfp |= __GFP_DIRECT_RECLAIM | __GFP_IO | __GFP_FS | __GFP_NORETRY | __GFP_THISNODE;
+	if (wake_kswapd)
+		gfp |= __GFP_KSWAPD_RECLAIM;
 	if (only_there)
 		gfp |= __GFP_THISNODE;
 	if (order < pageblock_order) {

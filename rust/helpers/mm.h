@@ -30,7 +30,8 @@ unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned long *most)
 unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bool in_background,
 					  unsigned long count, struct page **pages);
 unsigned int ferrule_page_block_order(void);
-struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order, bool compact);
+struct page *ferrule_alloc_block(int nid, bool only_there, unsigned int order, bool compact,
+				 bool wake_kswapd);
 void ferrule_free_block(struct page *block, unsigned int order);
 void ferrule_split_block(struct page *block, unsigned int order);
 void ferrule_block_inflated(struct page *block, unsigned int order, bool managed);

@@ -224,7 +224,7 @@ impl Blocks {
             None => (bindings::NUMA_NO_NODE, false),
         };
         // SAFETY: Can be called in such a context. The node has its data, by its invariants.
-        let page = unsafe { bindings::ferrule_alloc_block(node, only_there, order, false) };
+        let page = unsafe { bindings::ferrule_alloc_block(node, only_there, order, false, false) };
         // SAFETY: As was just allocated.
         unsafe { self.push(page, order) }
     }
@@ -238,6 +238,17 @@ impl Blocks {
     ///
     /// [`ENOMEM`] when there is no block all the same, [`ENOSPC`] when there is no room in `self`.
     pub fn compact(&mut self, order: u32, node: Node) -> Result {
+        self.compact_for(order, node, false)
+    }
+
+    /// As [`compact`](Self::compact). When there is none, kswapd is woken, and reclaims about twice as
+    /// much as a block. It has compaction look again at what it skips for it failed there: that happens
+    /// when kswapd goes to sleep, and at no other time.
+    pub fn compact_anew(&mut self, order: u32, node: Node) -> Result {
+        self.compact_for(order, node, true)
+    }
+
+    fn compact_for(&mut self, order: u32, node: Node, anew: bool) -> Result {
         if self.is_full() {
             return Err(ENOSPC);
         }
@@ -245,7 +256,8 @@ impl Blocks {
             return Err(EINVAL);
         }
         // SAFETY: As above; it may sleep in this context.
-        let page = unsafe { bindings::ferrule_alloc_block(node.id(), true, order, CAN_COMPACT) };
+        let page =
+            unsafe { bindings::ferrule_alloc_block(node.id(), true, order, CAN_COMPACT, anew) };
         // SAFETY: As was just allocated.
         unsafe { self.push(page, order) }
     }

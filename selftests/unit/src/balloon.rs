@@ -362,7 +362,9 @@ mod tests {
     fn memory_is_compacted_less_and_less_often_where_that_fails() {
         let mut compaction = Compaction::new();
         let mut smaller = Vec::new();
-        for _ in 0..12 {
+        for nth in 0..12 {
+            // Before memory goes in smaller pieces, it is to be said.
+            assert_eq!(compaction.is_last(), nth >= 2);
             compaction.has_ended(false, 512);
             smaller.push(compaction.smaller() / 512);
             compaction.took_smaller(compaction.smaller() / 2);
@@ -373,6 +375,7 @@ mod tests {
         assert_eq!(smaller, [0, 0, 1, 2, 4, 8, 16, 32, 32, 32, 32, 32]);
         // Once it works, all is as before.
         compaction.has_ended(true, 512);
+        assert!(!compaction.is_last());
         compaction.has_ended(false, 512);
         assert_eq!(compaction.smaller(), 0);
     }
