@@ -48,7 +48,10 @@ use crate::{
     progress::may_tell,
     store::List, //
 };
-use core::mem;
+use core::{
+    cmp::min,
+    mem, //
+};
 use ferrule::{
     mm::{
         blocks::{
@@ -109,8 +112,9 @@ const MESSAGES: usize = {
 /// to sleep whatever the host does: it waits 20 s for work to be frozen.
 const PATIENCE_STEPS: u32 = 50;
 
-/// How long it takes until whoever waits for the host looks again.
-const LOOK_AGAIN: Delta = Delta::from_millis(1);
+/// How many microseconds it takes until whoever waits for the host looks again: the first time, and at
+/// most, when it has waited for longer.
+const LOOK_AGAIN: (i64, i64) = (50, 1000);
 
 /// So often the host is reminded of the end of a round, a [`STEP`] apart.
 const REMINDERS: usize = 3;
@@ -301,13 +305,15 @@ impl Hints {
         mut find: impl FnMut(&mut Idle) -> Option<R>,
     ) -> Result<Option<R>> {
         let since = Instant::<Monotonic>::now();
+        let mut nap = LOOK_AGAIN.0;
         loop {
             self.through(queue).collect()?;
             let found = find(&mut self.idle.lock());
             if found.is_some() || since.elapsed() >= STEP {
                 return Ok(found);
             }
-            fsleep(LOOK_AGAIN);
+            fsleep(Delta::from_micros(nap));
+            nap = min(nap * 2, LOOK_AGAIN.1);
         }
     }
 
