@@ -117,9 +117,10 @@ class SmallGuest:
             command += ["-cpu", vm.emulated_cpu()]
             parameters += vm.EMULATED_PARAMETERS
         command += ["-nographic", "-nodefaults", "-no-reboot", "-serial", f"file:{log}"]
+        # Sockets are made in this order: when there is the last one, there are both.
+        command += ["-qmp", f"unix:{directory}/qmp,server=on,wait=off"]
         command += ["-chardev", f"socket,id=shell,path={directory}/shell,server=on,wait=off"]
         command += ["-serial", "chardev:shell"]
-        command += ["-qmp", f"unix:{directory}/qmp,server=on,wait=off"]
         command += ["-kernel", str(image), "-initrd", str(initrd)]
         command += ["-append", " ".join(parameters)]
         command += shlex.split(qemu_opts)
