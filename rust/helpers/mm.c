@@ -156,11 +156,23 @@ __ferrule unsigned long ferrule_free_above(enum zone_watermarks mark, unsigned l
 /* Fewer pages need not lie together. */
 #define LEAST_TOGETHER 16
 
-/*
- * With init_on_alloc the bulk allocator clears all of its pages with preemption disabled. The host
- * may take its time to populate them.
- */
 #define MOST_IN_BULK 16ul
+
+/*
+ * One by one. With init_on_alloc the bulk allocator clears all of its pages with preemption
+ * disabled, and the host may take its time to populate them: a minute was seen for 16.
+ */
+static unsigned long alloc_singly(gfp_t gfp, int nid, unsigned long count, struct page **pages)
+{
+	unsigned long n;
+
+	for (n = 0; n < count; n++) {
+		pages[n] = alloc_pages_node(nid, gfp, 0);
+		if (!pages[n])
+			break;
+	}
+	return n;
+}
 
 /* Single pages that lie together. */
 static bool alloc_together(gfp_t gfp, int nid, unsigned int order, struct page **pages)
@@ -194,7 +206,9 @@ __ferrule unsigned long ferrule_alloc_balloon_pages(int nid, bool only_there, bo
 	else if (count >= LEAST_TOGETHER && is_power_of_2(count) &&
 		 alloc_together(gfp & ~__GFP_RECLAIM, nid, ilog2(count), pages))
 		return count;
-	return alloc_pages_bulk_node(gfp, nid, min(count, MOST_IN_BULK), pages);
+	count = min(count, MOST_IN_BULK);
+	return want_init_on_alloc(gfp) ? alloc_singly(gfp, nid, count, pages) :
+					 alloc_pages_bulk_node(gfp, nid, count, pages);
 }
 
 __ferrule unsigned int ferrule_page_block_order(void)
