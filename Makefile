@@ -93,7 +93,7 @@ vm: ## a shell in a virtual machine, with the modules at hand
 	scripts/modules.sh "$$kdir" "out/modules/$(KERNEL)"; \
 	"$$VENV/bin/python3" scripts/vm.py shell --kernel "$(KERNEL)" --kdir "$$kdir"
 
-lint: ## rustfmt, clippy, checkpatch, shellcheck, ruff
+lint: ## rustfmt, clippy, checkpatch, shellcheck, ruff, docutils
 	@$(call tools,build lint); kdir=$$(scripts/kernel.sh release prepare); scripts/lint.sh "$$kdir"
 
 install: ## modules_install and depmod, for modprobe (INSTALL_MOD_PATH= elsewhere)

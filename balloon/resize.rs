@@ -114,8 +114,16 @@ const STEP_MESSAGES: usize = 16;
 /// and reserve are looked at before the next.
 const MESSAGE_PAGES: usize = (64 << 20) >> PAGE_SHIFT;
 
-/// How many pages of blocks a step takes out, on each CPU. That is quick.
-const STEP_OUT_PAGES: usize = MESSAGE_PAGES * 4;
+/// How many pages of blocks a step takes out, on each CPU: 256 MiB, or a block if that is more, as with
+/// pages of 64 KiB. That is quick.
+const STEP_OUT_PAGES: usize = {
+    let block = 1 << blocks::MAX_ORDER;
+    if MESSAGE_PAGES * 4 > block {
+        MESSAGE_PAGES * 4
+    } else {
+        block
+    }
+};
 
 /// How many other CPUs help with that at most. Memory is not much faster for more.
 const MOST_HELPERS: usize = 7;
@@ -668,6 +676,7 @@ impl Resize {
         if helpers == 0 {
             return self.take_blocks_here(min(wanted, STEP_OUT_PAGES));
         }
+        // No more than a step, so there is one at least.
         const PIECE: usize = 1 << blocks::MAX_ORDER;
         let pieces = min(wanted, STEP_OUT_PAGES * (helpers + 1)) / PIECE;
         let (next, count) = (Atomic::new(0), Atomic::new(0));

@@ -234,7 +234,7 @@ static bool has_cma(void)
 /*
  * What is free in one piece. To compact: memory of this node may be compacted for it, but nothing
  * is reclaimed. That is what __GFP_NORETRY with __GFP_THISNODE means to the allocator, for
- * transparent huge pages. To wake kswapd, if there is none: it reclaims about twice as much.
+ * transparent huge pages. To wake kswapd, if there is none: it reclaims up to twice as much.
  *
  * Whole page blocks cannot be migrated. So they must not be where only what can be may be: not in
  * ZONE_MOVABLE, by the zone, and not in CMA. But they come from the free memory for what can be

@@ -241,8 +241,8 @@ impl Blocks {
         self.compact_for(order, node, false)
     }
 
-    /// As [`compact`](Self::compact). When there is none, kswapd is woken, and reclaims about twice as
-    /// much as a block. It has compaction look again at what it skips for it failed there: that happens
+    /// As [`compact`](Self::compact). When there is none, kswapd is woken, and reclaims up to about
+    /// twice as much as a block. It has compaction look again at what it skips for it failed there: that happens
     /// when kswapd goes to sleep, and at no other time.
     pub fn compact_anew(&mut self, order: u32, node: Node) -> Result {
         self.compact_for(order, node, true)
