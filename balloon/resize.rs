@@ -584,7 +584,7 @@ impl Resize {
                 break;
             }
             // At the low watermarks kswapd runs in any case.
-            let anew = compaction.is_last() && pieces == Pieces::Any;
+            let anew = compaction.wakes_kswapd() && pieces == Pieces::Any;
             let mut got = compact(blocks, order, node, anew);
             if !got && anew {
                 fsleep(KSWAPD_NAP);

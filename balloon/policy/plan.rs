@@ -415,9 +415,13 @@ impl Compaction {
         self.smaller
     }
 
-    /// Whether one more failure is not by chance any more.
-    pub(crate) const fn is_last(&self) -> bool {
-        self.failures + 1 >= CHANCE
+    /// Whether kswapd is to be woken if the next attempt fails: at each step of the doubling, not for ever.
+    ///
+    /// Where it finds nothing to reclaim several times (`MAX_RECLAIM_RETRIES` in mm/internal.h), it stops
+    /// until somebody else has reclaimed.
+    pub(crate) const fn wakes_kswapd(&self) -> bool {
+        let failures = self.failures + 1;
+        failures >= CHANCE && failures <= CHANCE + DOUBLED
     }
 
     /// So many pages went in smaller pieces.
