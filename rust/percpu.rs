@@ -20,6 +20,8 @@
 //! | [`PerCpuCounters::of_cpu`] | `READ_ONCE(*per_cpu_ptr(p, cpu))` |
 //! | [`PerCpuU32::new`], drop | `alloc_percpu()`, `free_percpu()` |
 //! | [`PerCpuU32::set`] | `*per_cpu_ptr(p, cpu) = value` |
+//! | [`PerCpuU32::read`], [`read_two`](PerCpuU32::read_two) | `this_cpu_read()` |
+//! | [`PerCpuU32::add_return`] | `this_cpu_add_return()` |
 //! | [`PerCpuU32::update`] | `this_cpu_read()`, `this_cpu_try_cmpxchg()` |
 //!
 //! The copies are those of the possible CPUs, so CPUs may come and go at any time.
@@ -166,6 +168,30 @@ impl PerCpuU32 {
         }
     }
 
+    /// This CPU's number. Any context; where the task may move, it is that of another CPU soon.
+    #[inline]
+    pub fn read(&self) -> u32 {
+        // SAFETY: By the type invariants it is our per-CPU word.
+        unsafe { bindings::ferrule_this_cpu_read_u32(self.word.as_ptr()) }
+    }
+
+    /// This CPU's numbers, as [`read`](Self::read) would tell one and then the other, in one call.
+    #[inline]
+    pub fn read_two(first: &Self, second: &Self) -> (u32, u32) {
+        let (first, second) = (first.word.as_ptr(), second.word.as_ptr());
+        // SAFETY: By the type invariants both are per-CPU words.
+        let both = unsafe { bindings::ferrule_this_cpu_read_two_u32(first, second) };
+        (both as u32, (both >> 32) as u32)
+    }
+
+    /// Adds to this CPU's number and returns the new one; it wraps around. Any context. It is one of the
+    /// chain that [`update`](Self::update) tells of, and cheaper.
+    #[inline]
+    pub fn add_return(&self, value: u32) -> u32 {
+        // SAFETY: By the type invariants it is our per-CPU word.
+        unsafe { bindings::ferrule_this_cpu_add_return_u32(self.word.as_ptr(), value) }
+    }
+
     /// Replaces this CPU's number by the first that `change` makes of it; returns the second. Any
     /// context, preemptible or not.
     ///
@@ -229,6 +255,12 @@ mod tests {
         let before = numbers.update(|old| (old + 1, old));
         assert_eq!(before % 1000, 0);
         assert!((1..=nr_cpu_ids()).contains(&(before / 1000)));
+        assert!(numbers.read() % 1000 <= 1);
+        let mut others = PerCpuU32::new()?;
+        (0..nr_cpu_ids()).for_each(|cpu| others.set(cpu, 7));
+        let (first, second) = PerCpuU32::read_two(&others, &numbers);
+        assert_eq!((first, second / 1000 > 0), (7, true));
+        assert_eq!(others.add_return(u32::MAX), 6);
         Ok(())
     }
 

@@ -67,6 +67,17 @@ __ferrule u32 ferrule_this_cpu_read_u32(u32 *word)
 	return this_cpu_read(*ferrule_percpu(u32, word));
 }
 
+__ferrule u64 ferrule_this_cpu_read_two_u32(u32 *first, u32 *second)
+{
+	return (u64)this_cpu_read(*ferrule_percpu(u32, second)) << 32 |
+	       this_cpu_read(*ferrule_percpu(u32, first));
+}
+
+__ferrule u32 ferrule_this_cpu_add_return_u32(u32 *word, u32 value)
+{
+	return this_cpu_add_return(*ferrule_percpu(u32, word), value);
+}
+
 __ferrule bool ferrule_this_cpu_try_cmpxchg_u32(u32 *word, u32 *old, u32 new)
 {
 	return this_cpu_try_cmpxchg(*ferrule_percpu(u32, word), old, new);
