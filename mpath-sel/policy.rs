@@ -6,5 +6,6 @@
 
 use super::cell;
 
+pub(crate) mod in_flight;
 pub(crate) mod latency;
 pub(crate) mod rotation;

@@ -5,6 +5,11 @@
 use super::{
     cell::Cell,
     policy::{
+        in_flight::{
+            self,
+            Round,
+            Trust, //
+        },
         latency::{
             self,
             Gauge,
@@ -112,6 +117,13 @@ struct Group {
     stride: usize,
     /// Each CPU's place in its section.
     cursors: PerCpuU32,
+    /// What is measured, if weights follow latency: one for each path.
+    meters: KVec<Arc<Meter>>,
+    /// The [`Round`] of what is in flight, and when it began. Written by the work.
+    round: Atomic<u32>,
+    began_ns: Atomic<u64>,
+    /// An I/O has ended on a CPU that knows of none.
+    has_strayed: Atomic<bool>,
     /// The schedule is made.
     is_made: Atomic<bool>,
     mode: Mode,
@@ -154,7 +166,7 @@ struct Schedule {
 /// What the work needs to follow latency. Nothing if the group does not.
 #[derive(Default)]
 struct Watch {
-    paths: KVec<Arc<Meter>>,
+    trust: Trust,
     /// For each section.
     sides: KVec<Side>,
     /// As long as the schedule's: the next order is made here, and then put in its place.
@@ -173,6 +185,10 @@ struct Side {
 struct Meter {
     /// For each class of sizes, the sum of the I/Os' samples.
     samples: PerCpuCounters<{ latency::CLASSES }>,
+    /// For each CPU the I/Os in flight, as far as it knows.
+    in_flight: PerCpuU32,
+    /// Of how many I/Os one is timed, as a power of two.
+    timed_shift: Atomic<u32>,
     /// What an I/O takes.
     latency_us: Atomic<u32>,
     /// Of the schedule's slots, in all sections, the path's.
@@ -239,6 +255,10 @@ impl Group {
             hops: KVVec::new(),
             stride: 0,
             cursors: PerCpuU32::new()?,
+            meters: KVec::new(),
+            round: Atomic::new(Round::FIRST.0),
+            began_ns: Atomic::new(0),
+            has_strayed: Atomic::new(false),
             is_made: Atomic::new(false),
             mode,
             is_watched: Atomic::new(false),
@@ -280,7 +300,12 @@ impl Group {
             slots = latency::slots(paths, own);
             let factor = (slots / own.max(1)) as u32;
             rotation::multiply_slots(&mut jobs, factor);
-            meter = Some(this.watch.lock().add(this.views, &mut jobs, slots)?);
+            let new = Arc::new(Meter::new()?, GFP_KERNEL)?;
+            this.meters.push(new.clone(), GFP_KERNEL)?;
+            let mut watch = this.watch.lock();
+            watch.add(this.views, &mut jobs, slots)?;
+            watch.report(this.meters);
+            meter = Some(new);
         }
         let whole = slots * sections;
         let mut order = KVVec::from_elem(0u16, whole, GFP_KERNEL)?;
@@ -398,6 +423,34 @@ impl Group {
         }
     }
 
+    #[inline]
+    fn round(&self) -> Round {
+        Round(self.round.read_once())
+    }
+
+    /// Passes over this CPU's next turn, if its path has more in flight than that of the turn after it.
+    #[inline]
+    fn keep_balance(&self, round: Round) {
+        let cursor = self.cursors.read();
+        let has_more = |path: usize, other: usize| {
+            let paths = (self.meters.get(path), self.meters.get(other));
+            matches!(paths, (Some(path), Some(other)) if path.has_more(other, round))
+        };
+        if let Some(next) = rotation::after_turn(&self.hops, cursor, has_more) {
+            // Unless somebody has had the turn meanwhile.
+            self.cursors
+                .update(|now| (if now == cursor { next } else { now }, ()));
+        }
+    }
+
+    /// Counts cannot be relied on. Written once a look at most.
+    #[cold]
+    fn strays(&self) {
+        if !self.has_strayed.load(Relaxed) {
+            self.has_strayed.store(true, Relaxed);
+        }
+    }
+
     /// The path for which it is the turn on this CPU.
     #[inline]
     fn turn(&self) -> usize {
@@ -451,23 +504,61 @@ impl Mode {
     }
 }
 
+impl Meter {
+    fn new() -> Result<Self> {
+        Ok(Self {
+            samples: PerCpuCounters::new()?,
+            in_flight: PerCpuU32::new()?,
+            timed_shift: Atomic::new(0),
+            latency_us: Atomic::new(0),
+            slots: Atomic::new(0),
+        })
+    }
+
+    /// An I/O was started from this CPU.
+    #[inline]
+    fn starts(&self, round: Round) {
+        if !round.is_right(self.in_flight.add_return(1)) {
+            self.mend(round, 1);
+        }
+    }
+
+    /// An I/O has ended on this CPU. Says whether it was started there, as far as that is known.
+    #[inline]
+    fn ends(&self, round: Round) -> bool {
+        let is_right = round.is_right(self.in_flight.add_return(u32::MAX));
+        if !is_right {
+            self.mend(round, 0);
+        }
+        is_right
+    }
+
+    #[cold]
+    fn mend(&self, round: Round, count: u32) {
+        self.in_flight
+            .update(|word| (round.mended(word, count), ()));
+    }
+
+    /// Whether this CPU has more in flight on this path than on another, by their slots.
+    #[inline]
+    fn has_more(&self, other: &Self, round: Round) -> bool {
+        let (word, other_word) = PerCpuU32::read_two(&self.in_flight, &other.in_flight);
+        in_flight::has_more(
+            (round.count(word), self.slots.read_once()),
+            (round.count(other_word), other.slots.read_once()),
+        )
+    }
+}
+
 impl Watch {
     /// Adds a path. `jobs` are all paths', with their own slots, for each view; they are left with the slots
     /// to begin with.
-    fn add(&mut self, views: &[View], jobs: &mut [Job], slots: usize) -> Result<Arc<Meter>> {
-        let meter = Arc::new(
-            Meter {
-                samples: PerCpuCounters::new()?,
-                latency_us: Atomic::new(0),
-                slots: Atomic::new(0),
-            },
-            GFP_KERNEL,
-        )?;
-        self.paths.push(meter.clone(), GFP_KERNEL)?;
+    fn add(&mut self, views: &[View], jobs: &mut [Job], slots: usize) -> Result {
+        let paths = jobs.len() / views.len().max(1);
         while self.sides.len() < views.len() {
             self.sides.push(Side::default(), GFP_KERNEL)?;
         }
-        let each = jobs.chunks_exact_mut(self.paths.len());
+        let each = jobs.chunks_exact_mut(paths);
         for ((side, view), jobs) in self.sides.iter_mut().zip(views).zip(each) {
             side.gauges.push(Gauge::default(), GFP_KERNEL)?;
             let nearest = view.nearest();
@@ -480,15 +571,19 @@ impl Watch {
         }
         self.order = KVVec::from_elem(0u16, slots * views.len(), GFP_KERNEL)?;
         self.jobs = KVVec::from_elem(Job::default(), jobs.len(), GFP_KERNEL)?;
-        self.report();
-        Ok(meter)
+        Ok(())
     }
 
     /// Reads what was measured, and makes the next order of it if that is another.
-    fn look(&mut self, views: &[View], is_in_service: impl Fn(usize) -> bool) -> bool {
+    fn look(
+        &mut self,
+        views: &[View],
+        meters: &[Arc<Meter>],
+        is_in_service: impl Fn(usize) -> bool,
+    ) -> bool {
         let mut is_another = false;
         for (side, view) in self.sides.iter_mut().zip(views) {
-            for (gauge, path) in side.gauges.iter_mut().zip(&self.paths) {
+            for (gauge, path) in side.gauges.iter_mut().zip(meters) {
                 for class in 0..latency::CLASSES {
                     let sum = view.cpus.iter().fold(0u64, |sum, &cpu| {
                         sum.wrapping_add(path.samples.of_cpu(class, cpu))
@@ -499,24 +594,26 @@ impl Watch {
             is_another |= side.law.look(&mut side.gauges, &is_in_service);
         }
         if is_another {
-            let paths = self.paths.len();
             let all = self.sides.iter().flat_map(|side| side.gauges.iter());
             rotation::set_slots(&mut self.jobs, all.map(Gauge::slots));
-            make_order(&mut self.order, &mut self.jobs, paths, Effort::Once);
+            make_order(&mut self.order, &mut self.jobs, meters.len(), Effort::Once);
         }
-        self.report();
+        self.report(meters);
         is_another
     }
 
     /// For status.
-    fn report(&self) {
-        for (index, path) in self.paths.iter().enumerate() {
+    fn report(&self, meters: &[Arc<Meter>]) {
+        for (index, path) in meters.iter().enumerate() {
             let gauges = || self.sides.iter().filter_map(|side| side.gauges.get(index));
             let known = gauges().map(Gauge::latency_ns).filter(|&ns| ns > 0);
             let (count, sum) = known.fold((0u64, 0u64), |(count, sum), ns| (count + 1, sum + ns));
             let us = sum / count.max(1) / 1000;
             path.latency_us.store(us as u32, Relaxed);
             path.slots.store(gauges().map(Gauge::slots).sum(), Relaxed);
+            // The busiest CPUs decide.
+            let shift = gauges().map(Gauge::timed_shift).max();
+            path.timed_shift.store(shift.unwrap_or(0), Relaxed);
         }
     }
 
@@ -528,7 +625,13 @@ impl Watch {
 impl Run for Group {
     fn run(work: &OwnedWork<Self>) {
         let mut watch = work.watch.lock();
-        if watch.look(&work.views, |path| work.is_in_service(path)) {
+        let has_strayed = work.has_strayed.xchg(false, Relaxed);
+        let (round, begins) = watch.trust.look(has_strayed);
+        if begins {
+            work.began_ns.store(now_ns(), Relaxed);
+        }
+        work.round.store(round.0, Relaxed);
+        if watch.look(&work.views, &work.meters, |path| work.is_in_service(path)) {
             let mut schedule = work.schedule.lock();
             mem::swap(&mut schedule.order, &mut watch.order);
             work.make_hops(&schedule.order);
@@ -634,18 +737,41 @@ impl PathSelector for RoundRobin {
     }
 
     #[inline]
+    fn start_io(&self, path: &Path<Self>, _: usize) {
+        if let Some(meter) = &path.meter {
+            meter.starts(self.group.round());
+        }
+    }
+
+    #[inline]
     fn end_io(&self, path: &Path<Self>, nr_bytes: usize, start_time_ns: Option<u64>) {
-        let (Some(meter), Some(start)) = (&path.meter, start_time_ns) else {
+        let Some(meter) = &path.meter else {
+            return;
+        };
+        let began = self.group.began_ns.read_once();
+        if start_time_ns.is_none_or(|start| start >= began) {
+            let round = self.group.round();
+            if !meter.ends(round) {
+                self.group.strays();
+            } else if round.is_trusted() {
+                self.group.keep_balance(round);
+            }
+        }
+        let Some(start) = start_time_ns else {
             return;
         };
         // A flush takes what it takes.
         if nr_bytes == 0 {
             return;
         }
+        let shift = meter.timed_shift.read_once();
+        if !latency::is_timed(start, shift) {
+            return;
+        }
         let took = now_ns().saturating_sub(start);
         meter
             .samples
-            .add(latency::class(nr_bytes), latency::sample(took));
+            .add(latency::class(nr_bytes), latency::sample(took, shift));
         if !self.group.is_watched.read_once() {
             self.begin_to_watch();
         }

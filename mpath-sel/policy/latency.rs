@@ -71,6 +71,11 @@ const MAX_UNITS: u64 = (30 * 1_000_000_000) >> UNIT_NS_SHIFT;
 /// for 16 million in all.
 const COUNT_SHIFT: u32 = 40;
 
+/// Of a path that ends so many I/Os from one look to the next, one in eight is timed: reading the clock is
+/// the dearest part.
+const MANY: u32 = 400;
+const MANY_SHIFT: u32 = 3;
+
 /// How far weights are lowered is counted in 16ths of an octave.
 const OCTAVE: u32 = 16;
 const MIN_STEP: u32 = OCTAVE / 8;
@@ -111,10 +116,18 @@ pub(crate) fn class(nr_bytes: usize) -> usize {
         + usize::from(nr_bytes > 128 << 10)
 }
 
-/// What an I/O that took so long adds to the sum of its class. The sum wraps around.
+/// What an I/O that took so long adds to the sum of its class, if it stands for `1 << shift` of them. The sum
+/// wraps around.
 #[inline]
-pub(crate) fn sample(ns: u64) -> u64 {
-    1 << COUNT_SHIFT | (ns >> UNIT_NS_SHIFT).min(MAX_UNITS)
+pub(crate) fn sample(ns: u64, shift: u32) -> u64 {
+    (1 << COUNT_SHIFT | (ns >> UNIT_NS_SHIFT).min(MAX_UNITS)) << shift
+}
+
+/// Whether an I/O that has started at this time, on whatever clock, is one of those of which one in
+/// `1 << shift` is timed. By a product (Knuth's multiplicative hashing), for a clock may go in steps.
+#[inline]
+pub(crate) fn is_timed(start_ns: u64, shift: u32) -> bool {
+    (start_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) >> (32 - shift) == 0
 }
 
 /// How many slots a schedule has whose paths have `own` slots by their own weights: a multiple of that,
@@ -151,8 +164,9 @@ pub(crate) struct Gauge {
     fast_at: Option<u32>,
     /// Each class's sum, as it was seen last.
     seen: [u64; CLASSES],
-    /// The I/Os that have ended since the last look.
+    /// The I/Os that have ended since the last look, and before it since the one before.
     ended: u32,
+    ended_before: u32,
     /// Each class's I/Os since the last decision, and how long they took.
     ios: [u32; CLASSES],
     time: [u64; CLASSES],
@@ -216,6 +230,14 @@ impl Gauge {
         let classes = self.mean.iter().filter(|&&mean| mean > 0).count() as u64;
         let sum: u64 = self.mean.iter().sum();
         ((sum / classes.max(1)) << UNIT_NS_SHIFT) * ONE / u64::from(self.detour.max(1))
+    }
+
+    /// Of how many I/Os one is timed, as a power of two.
+    pub(crate) fn timed_shift(&self) -> u32 {
+        match self.ended_before >= MANY {
+            true => MANY_SHIFT,
+            false => 0,
+        }
     }
 
     /// Its weight: for each slot of its own, 65,536 at most.
@@ -408,7 +430,7 @@ impl Law {
             } else {
                 path.missed += ended * u64::from(path.slots);
             }
-            path.ended = 0;
+            path.ended_before = mem::take(&mut path.ended);
         }
 
         let in_service = (0..paths.len()).filter(|&index| is_in_service(index));

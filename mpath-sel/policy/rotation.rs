@@ -424,3 +424,25 @@ pub(crate) fn select(hops: &[Cell], cursor: u32) -> (u32, usize) {
         None => (0, usize::from(NO_PATH)),
     }
 }
+
+/// How many turns of one path are passed over at once, at most.
+const MOST_PASSED: usize = 4;
+
+/// Where the cursor goes when the turn at `cursor`, and those that the same path has right after it, are
+/// passed over: if `is_to_be` says so of that path and the next one. Does not wait.
+#[inline]
+pub(crate) fn after_turn(
+    hops: &[Cell],
+    cursor: u32,
+    is_to_be: impl Fn(usize, usize) -> bool,
+) -> Option<u32> {
+    let (mut next, path) = select(hops, cursor);
+    for _ in 0..MOST_PASSED {
+        let (after, other) = select(hops, next);
+        if other != path {
+            return is_to_be(path, other).then_some(next);
+        }
+        next = after;
+    }
+    None
+}

@@ -24,10 +24,10 @@ delays() {
 	done
 }
 
-# read_for SECONDS [DEPTH [exec]]: reads all the time; with exec in place of the shell.
+# read_for SECONDS [DEPTH [exec]]: reads all the time, on $CPUS; with exec in place of the shell.
 read_for() {
 	${3:-} fio --name=read --filename="/dev/mapper/$MAP" --rw=randread --bs=4k --direct=1 \
-		--ioengine=libaio --iodepth="${2:-16}" --time_based --runtime="$1" >/dev/null
+		--ioengine=libaio --iodepth="${2:-16}" ${CPUS:+--cpus_allowed="$CPUS"} --time_based --runtime="$1" >/dev/null
 }
 
 # check_share WHAT PATH LOW HIGH: PATH's part of SPLIT, in percent.
@@ -143,27 +143,30 @@ a_failed_path_is_not_used() {
 	check "no path, no I/O" eval '! read_blocks 1 2>/dev/null'
 }
 
-requests_too() {
-	local configfs=/sys/kernel/config/nullb disk
-	local -A ns=([fast]=100000 [slow]=30000000)
+# null_paths NS...: paths whose I/Os take so long, and end on the CPU that has started them.
+null_paths() {
+	local configfs=/sys/kernel/config/nullb disk i
 	modprobe null_blk nr_devices=0 || return
 	[ -d "$configfs" ] || mount -t configfs none /sys/kernel/config || return
 	at_exit "remove_module null_blk"
 	PATHS=()
-	for disk in fast slow; do
+	for ((i = 1; i <= $#; i++)); do
+		disk=null$i
 		mkdir "$configfs/$disk" || return
 		at_exit "rmdir $configfs/$disk"
 		echo 64 >"$configfs/$disk/size" && echo 2 >"$configfs/$disk/irqmode" ||
 			return
-		echo "${ns[$disk]}" >"$configfs/$disk/completion_nsec" || return
+		echo "${!i}" >"$configfs/$disk/completion_nsec" || return
 		echo 1 >"$configfs/$disk/power" || return
 		PATHS+=("/dev/$disk")
+		# Nobody else wants to know when requests start.
+		! [ -w "/sys/block/$disk/queue/wbt_lat_usec" ] ||
+			echo 0 >"/sys/block/$disk/queue/wbt_lat_usec"
 	done
-	# Nobody else wants to know when requests start.
-	for disk in "${PATHS[@]}"; do
-		! [ -w "/sys/block/${disk#/dev/}/queue/wbt_lat_usec" ] ||
-			echo 0 >"/sys/block/${disk#/dev/}/queue/wbt_lat_usec"
-	done
+}
+
+requests_too() {
+	null_paths 100000 30000000 || return
 	create_map "$(table "2 queue_mode mq" "$(latency_group 1 1)")" || return
 	split_of read_for 3 || return
 	diag "the first 3 s: ${SPLIT[*]}"
@@ -171,6 +174,19 @@ requests_too() {
 	diag "status: $(dmsetup status "$MAP")"
 	check_share "request-based, 30 ms" 1 0 10
 	remove_device "$MAP"
+}
+
+# So few I/Os, and times so much alike, tell nothing of latency; what is in flight does.
+in_flight_is_balanced() {
+	local mode
+	null_paths 20000000 36000000 || return
+	for mode in "$BIO" "2 queue_mode mq"; do
+		create_map "$(table "$mode" "$(latency_group 1 1)")" || return
+		CPUS=0 split_of read_for 4 8 || return
+		diag "status: $(dmsetup status "$MAP")"
+		check_share "$mode: 20 and 36 ms" 1 30 45
+		remove_device "$MAP"
+	done
 }
 
 table_and_status() {
@@ -209,4 +225,5 @@ goes_with_its_work_pending() {
 
 set_up 4 && modprobe dm-delay && load_selectors || exit
 run_cases table_and_status a_slow_path_gets_little a_change_is_noticed paths_alike_are_left_alone \
-	own_weights_count a_failed_path_is_not_used requests_too goes_with_its_work_pending
+	own_weights_count a_failed_path_is_not_used requests_too \
+	in_flight_is_balanced goes_with_its_work_pending

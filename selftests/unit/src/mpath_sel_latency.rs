@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Host tests of mpath-sel's control law: I/O on simulated paths, whose slots follow their latency.
+//! Host tests of mpath-sel's control law: I/O on simulated paths, whose slots follow their latency and whose
+//! turns follow what is in flight.
 
+#[path = "../../../mpath-sel/policy/in_flight.rs"]
+#[allow(dead_code)]
+mod in_flight;
 #[path = "../../../mpath-sel/policy/latency.rs"]
 #[allow(dead_code)]
 mod latency;
 
 #[cfg(test)]
 mod tests {
-    use super::latency::{class, sample, slots, Gauge, Law, CLASSES, PERIOD_MS};
+    use super::in_flight::{has_more, Round, Trust};
+    use super::latency::{class, is_timed, sample, slots, Gauge, Law, CLASSES, PERIOD_MS};
     use crate::mpath_sel::{
         cell::Cell,
         rotation::{
-            first_slot, make_hops, make_schedule, nearest, no_hop, select, set_slots, share_out,
-            Effort, Job,
+            after_turn, first_slot, make_hops, make_schedule, nearest, no_hop, select, set_slots,
+            share_out, Effort, Job,
         },
     };
     use proptest::prelude::*;
-    use std::{cmp::Reverse, collections::BinaryHeap};
+    use std::{cmp::Reverse, collections::BinaryHeap, sync::Mutex};
 
     const MS: u64 = 1_000_000;
     const S: u64 = 1000 * MS;
@@ -65,6 +70,17 @@ mod tests {
         gauge
     }
 
+    /// What a word is when an I/O was started.
+    fn started(round: Round, word: u32) -> u32 {
+        round.mended(word.wrapping_add(1), 1)
+    }
+
+    /// When one has ended, and whether it was started on this CPU, as far as that can be told.
+    fn ended(round: Round, word: u32) -> (u32, bool) {
+        let word = word.wrapping_sub(1);
+        (round.mended(word, 0), round.is_right(word))
+    }
+
     /// When an I/O ends, on which path and CPU, when it began, its bytes.
     type Event = (u64, usize, usize, u64, usize);
 
@@ -78,6 +94,18 @@ mod tests {
         order: Vec<u16>,
         hops: Vec<Cell>,
         cursors: Vec<u32>,
+        /// For each CPU and path.
+        in_flight: Vec<Vec<u32>>,
+        round: Round,
+        began: u64,
+        trust: Trust,
+        has_strayed: bool,
+        /// The selector looks at it.
+        keeps_balance: bool,
+        /// I/Os end on the next CPU.
+        ends_elsewhere: bool,
+        /// One CPU starts all of them.
+        starts_on_first: bool,
         sums: Vec<[u64; CLASSES]>,
         events: BinaryHeap<Reverse<Event>>,
         now: u64,
@@ -127,6 +155,14 @@ mod tests {
                 order: vec![0; whole],
                 hops: (0..whole).map(no_hop).collect(),
                 cursors: (0..cpus as u32).map(|cpu| first_slot(cpu, whole)).collect(),
+                in_flight: vec![vec![0; n]; cpus],
+                round: Round::FIRST,
+                began: 0,
+                trust: Trust::default(),
+                has_strayed: false,
+                keeps_balance: true,
+                ends_elsewhere: false,
+                starts_on_first: false,
                 sums: vec![[0; CLASSES]; n],
                 events: BinaryHeap::new(),
                 now: 0,
@@ -160,6 +196,7 @@ mod tests {
         }
 
         fn start(&mut self, cpu: usize) {
+            let cpu = if self.starts_on_first { 0 } else { cpu };
             let (next, path) = select(&self.hops, self.cursors[cpu]);
             self.cursors[cpu] = next;
             let now = self.now;
@@ -168,11 +205,31 @@ mod tests {
                 // Nothing is in service: tries again in a while.
                 return self.wait(cpu, 50 * MS);
             };
+            let word = &mut self.in_flight[cpu][path];
+            *word = started(self.round, *word);
             let begins = on.free_at.max(now);
             on.free_at = begins + on.service;
             let chance = 1.0 - on.noise + on.noise * self.random.exponential();
             let ends = on.free_at + ((on.delay)(now, bytes) as f64 * chance) as u64;
             self.events.push(Reverse((ends, path, cpu, now, bytes)));
+        }
+
+        fn has_ended(&mut self, cpu: usize, path: usize, began: u64) {
+            if began < self.began {
+                return;
+            }
+            let (words, round) = (&mut self.in_flight[cpu], self.round);
+            let (word, is_ours) = ended(round, words[path]);
+            words[path] = word;
+            self.has_strayed |= !is_ours;
+            if !round.is_trusted() || !self.keeps_balance {
+                return;
+            }
+            let load = |path: usize| (round.count(words[path]), self.gauges[path].slots());
+            let is_to_be = |path, other| has_more(load(path), load(other));
+            if let Some(next) = after_turn(&self.hops, self.cursors[cpu], is_to_be) {
+                self.cursors[cpu] = next;
+            }
         }
 
         fn look(&mut self) {
@@ -182,6 +239,11 @@ mod tests {
                 }
             }
             self.looks += 1;
+            let (round, begins) = self.trust.look(std::mem::take(&mut self.has_strayed));
+            self.round = round;
+            if begins {
+                self.began = self.now;
+            }
             let in_service = &self.in_service;
             if self.law.look(&mut self.gauges, |path| in_service[path]) {
                 self.changes += 1;
@@ -214,10 +276,15 @@ mod tests {
                     self.start(cpu);
                     continue;
                 };
-                let sum = &mut sums[class(bytes)];
-                *sum = sum.wrapping_add(sample(ends - began));
+                let shift = self.gauges[path].timed_shift();
+                if is_timed(began, shift) {
+                    let sum = &mut sums[class(bytes)];
+                    *sum = sum.wrapping_add(sample(ends - began, shift));
+                }
                 self.ios[path] += 1;
                 self.took += ends - began;
+                let there = cpu + usize::from(self.ends_elsewhere);
+                self.has_ended(there % self.cursors.len(), path, began);
                 match self.think {
                     0 => self.start(cpu),
                     think => {
@@ -591,8 +658,8 @@ mod tests {
         let mut sums = [[0u64; CLASSES]; 2];
         for _ in 0..20 {
             for (path, (small, large)) in [(90, 10), (10, 90)].into_iter().enumerate() {
-                sums[path][0] += small * sample(MS);
-                sums[path][3] += large * sample(20 * MS);
+                sums[path][0] += small * sample(MS, 0);
+                sums[path][3] += large * sample(20 * MS, 0);
                 for (class, &sum) in sums[path].iter().enumerate() {
                     gauges[path].read(class, sum);
                 }
@@ -636,12 +703,174 @@ mod tests {
         assert!(group.slots_percent(1) < 5.0);
     }
 
+    /// 1 % of a path's I/Os wait for 200 ms, as where a packet is lost.
+    fn lossy() -> Vec<Path> {
+        let chance = Mutex::new(Random(77));
+        let lossy = move |_, _| match chance.lock().unwrap().next().is_multiple_of(100) {
+            true => 200 * MS,
+            false => 2 * MS,
+        };
+        let server = |path| Path {
+            service: MS / 3,
+            ..path
+        };
+        vec![server(path(|_, _| 2 * MS)), server(path(lossy))]
+    }
+
+    #[test]
+    fn what_stands_still_for_a_moment_gets_less() {
+        for (depth, cpus, gain) in [(8, 1, 1.02), (8, 2, 1.02), (32, 2, 0.97)] {
+            let rate = |keeps_balance| {
+                let mut group = even(lossy(), depth, cpus);
+                group.keeps_balance = keeps_balance;
+                group.run(5 * S);
+                group.run(60 * S);
+                group.ios.iter().sum::<u64>() as f64 / 60.0
+            };
+            let (with, without) = (rate(true), rate(false));
+            println!(
+                "lossy: {depth} tasks, {cpus} CPUs: {with:.0} IOPS, by latency alone {without:.0}"
+            );
+            assert!(with > gain * without);
+        }
+    }
+
+    #[test]
+    fn what_ends_on_other_cpus_spoils_nothing() {
+        for cpus in [2, 3] {
+            let mut group = Group::new(&[3, 1], alike(2, 0.5), 32, cpus);
+            group.ends_elsewhere = true;
+            group.run(S);
+            group.run(20 * S);
+            println!("elsewhere: {:.2} % of 75 %", group.percent(0));
+            assert!((group.percent(0) - 75.0).abs() < 6.0);
+
+            // Nor that a slow path is noticed when it is fast.
+            let mut paths = alike(3, 0.5);
+            paths[2] = path(|now, _| if now < 10 * S { 30 * MS } else { MS });
+            // All are started by the first CPU, and none ends there.
+            for all_by_one in [false, true] {
+                let mut group = even(std::mem::take(&mut paths), 32, cpus);
+                group.ends_elsewhere = true;
+                group.starts_on_first = all_by_one;
+                group.run(S);
+                group.run(9 * S);
+                let slow = group.percent(2);
+                group.run(S + 200 * MS);
+                let after = group.slots_percent(2);
+                println!("elsewhere: a slow path has {slow:.2} %, 1.2 s later {after:.1} %");
+                assert!(slow < 5.0 && after > 30.0);
+                paths = alike(3, 0.5);
+                paths[2] = path(|now, _| if now < 10 * S { 30 * MS } else { MS });
+            }
+        }
+    }
+
+    #[test]
+    fn one_in_eight_is_timed_whatever_the_clock_does() {
+        for step in [1, 10, 64, 100, 279, 1000, 4 * MS] {
+            for first in [0, 1, 12_345_678_901_234_567] {
+                let times = (0..80_000).map(|nth| first + nth * step);
+                let timed = times.clone().filter(|&start| is_timed(start, 3)).count();
+                assert!((9_000..11_000).contains(&timed), "{step}: {timed}");
+                assert!(times.into_iter().all(|start| is_timed(start, 0)));
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_relied_on_again_where_ios_end_at_home() {
+        for delay in [MS, 20 * MS] {
+            let mut group = even((0..2).map(|_| path(move |_, _| delay)).collect(), 16, 2);
+            group.run(2 * S);
+            assert!(group.round.is_trusted());
+            let (mut untrusted, mut trusted) = (0, 0);
+            for _ in 0..100 {
+                group.ends_elsewhere = true;
+                group.run(2 * S);
+                untrusted += usize::from(!group.round.is_trusted());
+                group.ends_elsewhere = false;
+                group.run(5 * S);
+                group.run(S);
+                trusted += usize::from(group.round.is_trusted());
+                assert!((group.percent(1) - 50.0).abs() < 5.0);
+            }
+            println!("home: not relied on {untrusted} times of 100, again {trusted} times");
+            assert!(untrusted > 95 && trusted > 95);
+        }
+    }
+
+    #[test]
+    fn counts_stay_within_bounds() {
+        for round in [0, 1, 0xffff, 0x1_0000, 0x1_ffff].map(Round) {
+            let mut word = 0;
+            for nth in 1..0xffff {
+                word = started(round, word);
+                assert_eq!(round.count(word), nth);
+            }
+            let next = Round(round.0 ^ 1);
+            assert_eq!(next.count(word), 0);
+            assert!(!ended(next, word).1);
+            assert_eq!(next.count(started(next, word)), 1);
+            // Whether it is trusted is no other round.
+            assert_eq!(Round(round.0 ^ 0x1_0000).count(word), 0xfffe);
+            // One more is too many.
+            assert_eq!(round.count(started(round, word)), 1);
+            for nth in 1..70_000 {
+                let (now, is_ours) = ended(round, word);
+                word = now;
+                assert_eq!(round.count(word), 0xfffeu32.saturating_sub(nth));
+                assert_eq!(is_ours, nth <= 0xfffe);
+            }
+        }
+    }
+
+    #[test]
+    fn trust_takes_a_second_without_strays() {
+        let trusted = |round: Round| Round(round.0 | Round::FIRST.0);
+        let mut trust = Trust::default();
+        for nth in 1..=300 {
+            // Those around the beginning of a round do not count.
+            let (round, begins) = trust.look(nth % 30 == 1);
+            assert_eq!((round, begins), (trusted(Round(nth / 30)), nth % 30 == 0));
+        }
+        assert_eq!(trust.look(false), (trusted(Round(10)), false));
+        assert_eq!(trust.look(true), (Round(11), true));
+        for _ in 0..9 {
+            assert_eq!(trust.look(false), (Round(11), false));
+        }
+        assert_eq!(trust.look(false), (trusted(Round(11)), false));
+        for number in 12..100_000 {
+            assert_eq!(trust.look(true), (Round(number & 0xffff), true));
+            assert_eq!(trust.look(true), (Round(number & 0xffff), false));
+        }
+    }
+
+    #[test]
+    fn a_count_that_is_wrong_is_forgotten() {
+        for delay in [MS, 20 * MS] {
+            for wrong in [1, 100] {
+                let mut group = even((0..2).map(|_| path(move |_, _| delay)).collect(), 8, 1);
+                // Started here, and ended by others.
+                group.in_flight[0][1] += wrong;
+                group.run(5 * S);
+                group.run(S);
+                println!(
+                    "wrong by {wrong}: {:.1} % in the sixth second",
+                    group.percent(1)
+                );
+                assert!(group.percent(1) > 40.0);
+            }
+        }
+    }
+
     #[test]
     fn one_cpu_may_do_all() {
         let mut paths = alike(2, 0.5);
         paths[1] = path(|_, _| 10 * MS);
         let mut group = even(paths, 4, 1);
         group.cursors.resize(64, 0);
+        group.in_flight.resize(64, vec![0; 2]);
         group.run(S);
         group.run(5 * S);
         assert!(group.percent(1) < 6.0);
@@ -689,7 +918,7 @@ mod tests {
                     for (class, sum) in sums.iter_mut().enumerate() {
                         if random.next().is_multiple_of(3) {
                             let ns = random.next() >> (random.next() % 64);
-                            *sum = sum.wrapping_add((random.next() % 5000) * sample(ns.min(100 * MS)));
+                            *sum = sum.wrapping_add((random.next() % 5000) * sample(ns.min(100 * MS), 0));
                         }
                         gauges[path].read(class, *sum);
                     }

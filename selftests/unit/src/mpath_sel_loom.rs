@@ -37,7 +37,7 @@ use loom::{
     },
     thread,
 };
-use rotation::{make_hops, make_schedule, select, share_out, Effort, Job, MAX_PATHS};
+use rotation::{after_turn, make_hops, make_schedule, select, share_out, Effort, Job, MAX_PATHS};
 
 /// A CPU's copy of a `PerCpuU32`. It is changed by this CPU's tasks and interrupts only, so threads
 /// that share one stand for tasks that preempt each other at any point.
@@ -88,6 +88,15 @@ impl Group {
         assert!(self.exists.get());
         let path = self.cursors[cpu].update(|cursor| select(&self.hops, cursor));
         (path < MAX_PATHS).then_some(path)
+    }
+
+    /// As `keep_balance`, when a path has more in flight than all others.
+    fn pass_over(&self, cpu: usize, full: usize) {
+        assert!(self.exists.get());
+        let cursor = self.cursors[cpu].0.load(Relaxed);
+        if let Some(next) = after_turn(&self.hops, cursor, |path, _| path == full) {
+            self.cursors[cpu].update(|now| (if now == cursor { next } else { now }, ()));
+        }
     }
 }
 
@@ -164,6 +173,44 @@ fn turns_of_a_cpu_are_given_once() {
         had.extend(others.into_iter().map(|thread| thread.join().unwrap()));
         had.sort();
         assert_eq!(had, [0, 1, 2]);
+    });
+}
+
+/// An I/O ends on a CPU whose task is selecting: a turn is passed over once, or had just before.
+#[test]
+fn a_turn_is_passed_over_once() {
+    loom::model(|| {
+        let group = Arc::new(Group::new(&[1, 1, 1]));
+        let ends: Vec<_> = (0..2)
+            .map(|_| {
+                let group = group.clone();
+                thread::spawn(move || group.pass_over(0, 0))
+            })
+            .collect();
+        let mut had = vec![group.select(0).unwrap()];
+        for thread in ends {
+            thread.join().unwrap();
+        }
+        had.extend((0..2).map(|_| group.select(0).unwrap()));
+        assert!(had == [0, 1, 2] || had == [1, 2, 0]);
+    });
+}
+
+/// Turns are passed over while the path of the next one fails and another is reinstated.
+#[test]
+fn passing_over_against_fail_and_reinstate() {
+    loom::model(|| {
+        let group = Arc::new(Group::new(&[1, 1, 1]));
+        group.in_service(|path| path != 2);
+        let ends = {
+            let group = group.clone();
+            thread::spawn(move || group.pass_over(0, 0))
+        };
+        group.in_service(|path| path != 1);
+        ends.join().unwrap();
+        let mut had: Vec<_> = (0..2).map(|_| group.select(0).unwrap()).collect();
+        had.sort();
+        assert_eq!(had, [0, 2]);
     });
 }
 
