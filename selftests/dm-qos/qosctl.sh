@@ -500,8 +500,8 @@ what_is_below_is_hidden_from_udev() {
 }
 
 set_up || exit
-# Each call starts a Python, which takes seconds on an emulated CPU. What needs no distribution's kernel
-# is done where that takes a third of the CPU time.
+# Each call starts a Python, which takes seconds on an emulated CPU. What needs no distribution's
+# kernel is done where that takes less.
 only_on uml \
 	what_fails_in_the_middle_is_undone \
 	who_is_killed_in_the_middle_leaves_a_working_device \

@@ -27,7 +27,8 @@ delays() {
 # read_for SECONDS [DEPTH [exec]]: reads all the time, on $CPUS; with exec in place of the shell.
 read_for() {
 	${3:-} fio --name=read --filename="/dev/mapper/$MAP" --rw=randread --bs=4k --direct=1 \
-		--ioengine=libaio --iodepth="${2:-16}" ${CPUS:+--cpus_allowed="$CPUS"} --time_based --runtime="$1" >/dev/null
+		--ioengine=libaio --iodepth="${2:-16}" ${CPUS:+--cpus_allowed="$CPUS"} \
+		--time_based --runtime="$1" >/dev/null
 }
 
 # check_share WHAT PATH LOW HIGH: PATH's part of SPLIT, in percent.
