@@ -627,6 +627,8 @@ impl Run for Group {
         let mut watch = work.watch.lock();
         let has_strayed = work.has_strayed.xchg(false, Relaxed);
         let (round, begins) = watch.trust.look(has_strayed);
+        // Beside `start_io` and `end_io`, without an order: who sees one of the two without the other counts an
+        // I/O too many or too few, or takes it for a stray, until the next round.
         if begins {
             work.began_ns.store(now_ns(), Relaxed);
         }
